@@ -1,0 +1,1 @@
+"""What Cortex's services share."""

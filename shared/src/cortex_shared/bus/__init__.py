@@ -1,0 +1,7 @@
+"""The message bus: NATS with JetStream, connected for as long as the process lives."""
+
+from cortex_shared.bus.connection import Bus, Delivery, Session
+from cortex_shared.bus.mirror import Entry, Mirror
+from cortex_shared.bus.streams import ensure_streams
+
+__all__ = ["Bus", "Delivery", "Entry", "Mirror", "Session", "ensure_streams"]

@@ -1,0 +1,1 @@
+"""Messages that cross a process boundary: typed, versioned, readers ignore what they do not know."""

@@ -1,0 +1,72 @@
+"""serve(): signals, one task group, uvicorn as a sibling of the loops, ordered shutdown."""
+
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import anyio
+import uvicorn
+from starlette.types import ASGIApp
+
+type Task = Callable[[], Coroutine[Any, Any, None]]
+
+
+class _Server(uvicorn.Server):
+    # uvicorn raises SIGTERM again after draining, which kills the process before our own clean-up runs.
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+async def serve(
+    app: ASGIApp,
+    tasks: Sequence[Task],
+    *,
+    host: str,
+    port: int,
+    drain_seconds: int,
+    on_stop: Callable[[], Awaitable[None]] | None = None,
+    sockets: list[socket.socket] | None = None,
+    **uvicorn_options: Any,
+) -> None:
+    """Run the HTTP server and the tasks as siblings until SIGTERM or SIGINT, or until one of them fails.
+
+    A loop that dies takes the process with it; inside an ASGI lifespan the server would go on answering,
+    healthy and deaf. On a signal: `on_stop` is awaited, the server drains at most `drain_seconds`, then
+    the tasks are cancelled. A second signal cuts the drain short. Raises what a task raised.
+    """
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=drain_seconds,
+        **uvicorn_options,
+    )
+    server = _Server(config)
+
+    async def stop_on_signal() -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                if server.should_exit:
+                    server.force_exit = True
+                    continue
+                if on_stop is not None:
+                    await on_stop()
+                server.should_exit = True
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(stop_on_signal)
+        for task in tasks:
+            group.start_soon(task)
+        await server.serve(sockets=sockets)
+        group.cancel_scope.cancel()
+
+
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a service's main on uvloop until it ends."""
+    anyio.run(main, backend_options={"use_uvloop": True})

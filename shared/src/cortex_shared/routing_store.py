@@ -1,0 +1,123 @@
+"""The routing table in Redis: one document, written under a fence, with a channel that says it changed."""
+
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+
+import anyio
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from cortex_shared.contracts.routes import RoutingTable
+from cortex_shared.errors import InvalidInput, Unavailable
+from cortex_shared.logs import get_logger
+
+_log = get_logger("routing_store")
+
+TABLE_KEY = "cortex:routes:v1"
+FENCE_KEY = "cortex:routes:v1:fence"
+CHANNEL = "cortex:routes:v1:changed"
+_LOOK_SECONDS = 1.0
+
+# A table is taken only if (term, version) is newer, so that a deposed monitor changes nothing.
+_REPLACE = """
+local fence = redis.call('GET', KEYS[2])
+if fence then
+  local term, version = string.match(fence, '^(%d+)%.(%d+)$')
+  if tonumber(ARGV[1]) < tonumber(term) then return 0 end
+  if tonumber(ARGV[1]) == tonumber(term) and tonumber(ARGV[2]) <= tonumber(version) then return 0 end
+end
+redis.call('SET', KEYS[1], ARGV[3])
+redis.call('SET', KEYS[2], ARGV[1] .. '.' .. ARGV[2])
+redis.call('PUBLISH', ARGV[4], ARGV[1] .. '.' .. ARGV[2])
+return 1
+"""
+
+
+def connect_redis(url: str) -> Redis:
+    """A client for a `redis://`, `rediss://` or `unix://` address, with bounded waits."""
+    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, health_check_interval=15)
+
+
+def unavailable(error: Exception) -> Unavailable:
+    """A Redis error as one that is retried."""
+    return Unavailable(f"Redis did not answer: {error}", code="redis.no_answer", remedy="see that Redis runs")
+
+
+class RoutingStore:
+    """Reads and replaces the table."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._replace = redis.register_script(_REPLACE)
+
+    async def replace(self, table: RoutingTable) -> bool:
+        """Write the table and tell gateways; False if a newer one stands. Raises Unavailable."""
+        try:
+            done = await self._replace(
+                keys=[TABLE_KEY, FENCE_KEY],
+                args=[table.term, table.version, table.encode(), CHANNEL],
+            )
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        return bool(done)
+
+    async def read(self) -> RoutingTable | None:
+        """The table, None when Redis holds none. Raises Unavailable, InvalidInput."""
+        try:
+            data = await self._redis.get(TABLE_KEY)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        return None if data is None else RoutingTable.decode(data)
+
+    async def version(self) -> tuple[int, int] | None:
+        """(term, version) of the table in Redis, None when it holds none. Raises Unavailable."""
+        try:
+            data = await self._redis.get(FENCE_KEY)
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+        if data is None:
+            return None
+        term, version = (data if isinstance(data, str) else data.decode()).split(".")
+        return int(term), int(version)
+
+    async def follow(self, changed: Callable[[RoutingTable], Awaitable[None] | None]) -> None:
+        """Hand over each new table until cancelled. An empty or absent Redis hands over nothing."""
+        seen: tuple[int, int] | None = None
+
+        async def look() -> None:
+            nonlocal seen
+            version = await self.version()
+            if version is None or version == seen:
+                return
+            table = await self.read()
+            if table is not None:
+                seen = (table.term, table.version)
+                handed = changed(table)
+                if handed is not None:
+                    await handed
+
+        await follow_channel(self._redis, CHANNEL, look)
+
+
+async def follow_channel(redis: Redis, channel: str, look: Callable[[], Awaitable[None]]) -> None:
+    """Call `look` now, after every message on the channel, and once a second, until cancelled.
+
+    The message makes it quick, the second makes it certain. Redis being away is waited out.
+    """
+    told = False
+    while True:
+        pubsub = redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            await pubsub.subscribe(channel)
+            while True:
+                await look()
+                told = False
+                await pubsub.get_message(timeout=_LOOK_SECONDS)
+        except (RedisError, OSError, Unavailable, InvalidInput) as error:
+            if not told:
+                _log.warning("redis.unreachable", channel=channel, error=str(error))
+                told = True
+            await anyio.sleep(0.25)
+        finally:
+            with anyio.move_on_after(1, shield=True), suppress(RedisError, OSError):
+                await pubsub.aclose()
