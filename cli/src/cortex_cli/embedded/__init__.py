@@ -1,0 +1,1 @@
+"""The servers that `cortex up` brings along (Postgres, NATS, Redis), and the supervisor of its processes."""

@@ -1,0 +1,140 @@
+"""Only the three servers, for tests and debugging: `python -m cortex_cli.embedded --home DIR`.
+
+Prints one JSON line when they are up (`postgres`, `nats`, `redis`: URLs with their passwords; `pids`), stays
+until SIGTERM or SIGINT, and obeys lines on its standard input meanwhile: `restart NAME`, `empty NAME` (it
+comes back with no data), `wait NAME` (until it is up again). Each is answered by one JSON line: `{"ok": ...}`
+with the pids, or `{"error": ...}`. Events and errors go to standard error.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import stat
+import sys
+from pathlib import Path
+
+from cortex_shared.errors import CortexError
+
+from cortex_cli.embedded.child import Event
+from cortex_cli.embedded.layout import Home
+from cortex_cli.embedded.lock import UpLock
+from cortex_cli.embedded.servers import NAMES, Servers
+from cortex_cli.embedded.supervisor import Supervisor
+
+_USER = "cortex"
+
+
+def main() -> int:
+    """Exit status 0 after a clean stop, 1 when the servers could not be started (the error on stderr)."""
+    arguments = _parser().parse_args()
+    try:
+        asyncio.run(_serve(arguments))
+    except CortexError as error:
+        print(json.dumps(error.body()), file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    home = Home(arguments.home)
+    home.create()
+    lock = await UpLock(home.up_lock).acquire()
+    password = home.secret("nats")
+    servers = Servers(
+        home,
+        nats_authority=arguments.nats_authority.read_text()
+        if arguments.nats_authority
+        else f'authorization {{ user: "{_USER}", password: "{password}" }}',
+        nats_port=arguments.nats_port,
+        careless=arguments.careless,
+    )
+    done = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, done.set)
+    async with Supervisor(home, await servers.children(), _tell) as supervisor:
+        async with asyncio.TaskGroup() as tasks:
+            start = tasks.create_task(supervisor.start())
+            interrupted = tasks.create_task(done.wait())
+            await asyncio.wait((start, interrupted), return_when=asyncio.FIRST_COMPLETED)
+            interrupted.cancel()
+            if not start.done():
+                await supervisor.stop()
+        if not done.is_set():
+            urls = {
+                "postgres": servers.postgres.url(),
+                "nats": servers.nats.url()
+                if arguments.nats_authority
+                else servers.nats.url().replace("//", f"//{_USER}:{password}@"),
+                "redis": servers.redis.url(),
+            }
+            _say(urls | {"pids": _pids(supervisor)})
+            await _obey(servers, supervisor, done)
+        lock.draining()
+    lock.release()
+
+
+async def _obey(servers: Servers, supervisor: Supervisor, done: asyncio.Event) -> None:
+    kind = os.fstat(sys.stdin.fileno()).st_mode
+    if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):  # nobody orders from /dev/null or a terminal
+        await done.wait()
+        return
+    orders = asyncio.StreamReader()
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+
+    async def read() -> None:
+        while line := await orders.readline():
+            verb, _, name = line.decode().strip().partition(" ")
+            try:
+                if verb == "restart":
+                    await supervisor.restart(name)
+                elif verb == "empty" and name in NAMES:
+                    await supervisor.restart(name, servers.empty(name))
+                elif verb == "wait":
+                    await supervisor.wait_ready(name)
+                else:
+                    raise ValueError(f"unknown order: {line!r}")
+            except (CortexError, OSError, ValueError) as error:
+                _say({"error": str(error)})
+            else:
+                _say({"ok": name, "pids": _pids(supervisor)})
+
+    async with asyncio.TaskGroup() as tasks:
+        reading = tasks.create_task(read())
+        await done.wait()
+        reading.cancel()
+    transport.close()
+
+
+def _pids(supervisor: Supervisor) -> dict[str, int | None]:
+    return {name: supervisor.pid(name) for name in NAMES}
+
+
+def _say(content: object) -> None:
+    print(json.dumps(content), flush=True)
+
+
+def _tell(event: Event) -> None:
+    detail = f": {event.detail}" if event.detail else ""
+    text = f"{event.name} {event.happening} (pid {event.pid}, {event.seconds:.2f} s){detail}"
+    print(text, file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cortex_cli.embedded", description="The embedded servers alone."
+    )
+    parser.add_argument("--home", type=Path, required=True, help="the folder that holds everything")
+    parser.add_argument("--nats-port", type=int, default=None, help="default: 4222, or the next free one")
+    parser.add_argument(
+        "--nats-authority", type=Path, default=None, help="who may use NATS (default: one user, in the URL)"
+    )
+    parser.add_argument("--careless", action="store_true", help="no fsync: faster, for tests only")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

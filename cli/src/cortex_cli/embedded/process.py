@@ -1,0 +1,164 @@
+"""One child process: started in a session of its own, known by more than its pid, watched without polling."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from cortex_cli.embedded import launch
+from cortex_cli.embedded.layout import read_json, write_json
+
+_LOOK_SECONDS = 0.02
+_KILLED_SECONDS = 5.0
+"""So long a process may take to vanish after SIGKILL (it may sit in a slow disk call)."""
+
+
+def boot_id() -> str:
+    """Changes at every boot; a pid and start time mean nothing across boots."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when there is no such process, or a zombie.
+
+    Field 22 of /proc/PID/stat (proc(5)); fields are counted after the name, which may hold anything.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+class Process:
+    """A running child. Make it with `start`, from the main thread: its end is tied to that thread's."""
+
+    def __init__(self, child: subprocess.Popen[bytes], on_exit: Callable[[], None]) -> None:
+        self._child = child
+        self._on_exit = on_exit
+        self._gone = asyncio.Event()
+        self._pidfd = os.pidfd_open(child.pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+
+    @classmethod
+    def start(
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        log: int,
+        record: Path,
+        stop_signal: signal.Signals,
+        identity: str,
+        on_exit: Callable[[], None],
+    ) -> Self:
+        """Start `argv` with exactly `env`, output to the descriptor `log`, and write down who it is.
+
+        The kernel sends it `stop_signal` when this process ends in whatever way. Raises OSError.
+        """
+        child = subprocess.Popen(
+            [*launcher(stop_signal, identity), *argv],
+            env=dict(env),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        try:
+            content = {"pid": child.pid, "start_ticks": start_ticks(child.pid), "boot_id": boot_id()}
+            write_json(record, content, durable=False)
+            return cls(child, on_exit)
+        except OSError:
+            child.kill()
+            child.wait()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The child's pid, which is also its process group and session."""
+        return self._child.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; minus the signal's number if one ended it."""
+        return self._child.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal the child itself."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, number)
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether it ended within `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._gone.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def end(self, stop_signal: signal.Signals, seconds: float) -> None:
+        """Ask it to stop; kill its whole group when it has not within `seconds`."""
+        self.send(stop_signal)
+        if not await self.wait(seconds):
+            self.kill()
+            await self.wait(_KILLED_SECONDS)
+
+    def kill(self) -> None:
+        """Kill the child and whatever it left in its group."""
+        if self.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+    def _exited(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        # Before the child is reaped: until then no other group can have its number.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._child.wait()
+        os.close(self._pidfd)
+        self._gone.set()
+        self._on_exit()
+
+
+def launcher(stop_signal: signal.Signals, identity: str) -> list[str]:
+    """The words before a command that tie it to this process and change its identity (see `launch`)."""
+    words = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(int(stop_signal)), identity]
+    return words
+
+
+async def end_orphan(record: Path, stop_signal: signal.Signals, seconds: float) -> int | None:
+    """End the process that `record` names if it still runs: an earlier supervisor's. Returns its pid if so.
+
+    Identity is pid, start time and boot together, so that a stranger with a recycled pid is left alone.
+    """
+    found = read_json(record)
+    pid, ticks = found.get("pid"), found.get("start_ticks")
+    if not isinstance(pid, int) or not isinstance(ticks, int) or found.get("boot_id") != boot_id():
+        return None
+    if start_ticks(pid) != ticks:
+        return None
+    for number, patience in ((stop_signal, seconds), (signal.SIGKILL, _KILLED_SECONDS)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number) if number is signal.SIGKILL else os.kill(pid, number)
+        if await gone(lambda: start_ticks(pid) != ticks, patience):
+            break
+    return pid
+
+
+async def gone(condition: Callable[[], bool], seconds: float) -> bool:
+    """Look every 20 ms, for at most `seconds`, until the condition holds. For what is no child of ours."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(_LOOK_SECONDS)
+    return True
