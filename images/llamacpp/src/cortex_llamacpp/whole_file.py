@@ -9,7 +9,7 @@ __all__ = ["write_whole"]
 
 
 def write_whole(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write `chunks` under a temporary name beside `path`, then rename it. An OSError leaves nothing behind."""
+    """Write `chunks` under a temporary name beside `path`, then rename. An OSError leaves nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     try:

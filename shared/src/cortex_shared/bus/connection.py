@@ -133,7 +133,8 @@ class Bus:
                 name=self._name,
                 allow_reconnect=False,
                 connect_timeout=2,
-                reconnect_time_wait=0.2,
+                # Slept with, so a fraction works though it is annotated int.
+                reconnect_time_wait=0.2,  # pyright: ignore[reportArgumentType]
                 max_reconnect_attempts=0,
                 ping_interval=10,
                 max_outstanding_pings=2,
