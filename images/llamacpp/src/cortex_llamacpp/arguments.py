@@ -48,7 +48,10 @@ def fill(params: Params, argv: Sequence[str], wheel: Wheel) -> list[str]:
     for name, flag, value in given.values():
         try:
             _set(params, name, flag, value, wheel)
-        except (TypeError, OverflowError, OSError) as error:
+        except BadArgument:
+            raise
+        except (ValueError, TypeError, OverflowError) as error:
+            # The wheel's own check, of a device's name for instance.
             raise BadArgument(name, f"the value does not fit ({error}); correct it") from error
     _follow_defaults(params)
     if not params.model.path:

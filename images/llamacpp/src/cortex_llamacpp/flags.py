@@ -217,7 +217,6 @@ _SPECULATIVE = (
     _flag("-tbd --spec-draft-threads-batch --threads-batch-draft", Special("threads_batch_draft")),
     _flag("-ctkd --spec-draft-type-k --cache-type-k-draft", _CACHE_TYPE, "speculative.draft.cache_type_k"),
     _flag("-ctvd --spec-draft-type-v --cache-type-v-draft", _CACHE_TYPE, "speculative.draft.cache_type_v"),
-    _flag("-devd --spec-draft-device --device-draft", _TEXT, "speculative.draft.devices"),
     _flag("--spec-ngram-mod-n-min", _COUNT, "speculative.ngram_mod.n_min"),
     _flag("--spec-ngram-mod-n-max", _COUNT, "speculative.ngram_mod.n_max"),
     _flag("--spec-ngram-mod-n-match", _COUNT, "speculative.ngram_mod.n_match"),

@@ -50,7 +50,7 @@ REFUSED: dict[str, str] = {
     ),
     **_refuse(
         "the wheel has no parameter for it; choose GPUs with CUDA_VISIBLE_DEVICES instead",
-        "-dev --device --list-devices",
+        "-dev --device --list-devices -devd --spec-draft-device --device-draft",
     ),
     **_refuse(_BY_PATTERN, "-cmoe --cpu-moe -ncmoe --n-cpu-moe -ncffn --n-cpu-ffn"),
     **_refuse(
@@ -71,18 +71,19 @@ REFUSED: dict[str, str] = {
     ),
     **_refuse(
         _NO_SETTING,
-        "-C --cpu-mask -Cr --cpu-range --cpu-strict --prio -Cb --cpu-mask-batch -Crb --cpu-range- "
-        "batch --cpu-strict-batch --prio-batch -e --escape --no-escape --override-kv --control-vector "
-        "--control-vector-scaled --control-vector-layer-range --spm-infill --reasoning-preserve --no- "
-        "reasoning-preserve --ui-config --webui-config --ui-config-file --webui-config-file "
-        "--completion-bash -bs --backend-sampling --spec-draft-cpu-mask -Cd --cpu-mask-draft --spec- "
-        "draft-cpu-range -Crd --cpu-range-draft --spec-draft-cpu-strict --cpu-strict-draft --spec- "
-        "draft-prio --prio-draft --spec-draft-poll --poll-draft --spec-draft-cpu-mask-batch -Cbd "
-        "--cpu-mask-batch-draft --spec-draft-cpu-strict-batch --cpu-strict-batch-draft --spec-draft- "
-        "prio-batch --prio-batch-draft --spec-draft-poll-batch --poll-batch-draft --spec-draft- "
-        "override-tensor -otd --override-tensor-draft --spec-draft-cpu-moe -cmoed --cpu-moe-draft "
-        "--spec-draft-n-cpu-moe --spec-draft-ncmoe -ncmoed --n-cpu-moe-draft --spec-draft-n-ubatch "
-        "--spec-draft-sampling --spec-default --spec-synth-len --spec-synth-rates",
+        "-C --cpu-mask -Cr --cpu-range --cpu-strict --prio -Cb --cpu-mask-batch -Crb "
+        "--cpu-range-batch --cpu-strict-batch --prio-batch -e --escape --no-escape --override-kv "
+        "--control-vector --control-vector-scaled --control-vector-layer-range --spm-infill "
+        "--reasoning-preserve --no-reasoning-preserve --ui-config --webui-config --ui-config-file "
+        "--webui-config-file --completion-bash -bs --backend-sampling --spec-draft-cpu-mask -Cd "
+        "--cpu-mask-draft --spec-draft-cpu-range -Crd --cpu-range-draft --spec-draft-cpu-strict "
+        "--cpu-strict-draft --spec-draft-prio --prio-draft --spec-draft-poll --poll-draft "
+        "--spec-draft-cpu-mask-batch -Cbd --cpu-mask-batch-draft --spec-draft-cpu-strict-batch "
+        "--cpu-strict-batch-draft --spec-draft-prio-batch --prio-batch-draft --spec-draft-poll-batch "
+        "--poll-batch-draft --spec-draft-override-tensor -otd --override-tensor-draft "
+        "--spec-draft-cpu-moe -cmoed --cpu-moe-draft --spec-draft-n-cpu-moe --spec-draft-ncmoe "
+        "-ncmoed --n-cpu-moe-draft --spec-draft-n-ubatch --spec-draft-sampling --spec-default "
+        "--spec-synth-len --spec-synth-rates",
     ),
 }
 """Flags that llama-server has or had: why this program does not take them, and what to do instead."""
