@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -91,12 +91,17 @@ class ServersUnderTest:
         await asyncio.to_thread(self._order, f"empty {name}")
 
     def kill(self, name: str) -> None:
-        """kill -9 it. The supervisor brings it back at once, with its data: see `wait`."""
+        """kill -9 it. The supervisor brings it back at once, with its data."""
         os.kill(self.pid(name), signal.SIGKILL)
 
     async def wait(self, name: str) -> None:
-        """Until it is up (again). After `kill`, say how you know that it was down before."""
-        await asyncio.to_thread(self._order, f"wait {name}")
+        """After `kill`: until it is up again."""
+        await asyncio.to_thread(self._order, f"wait {name} {self.pid(name)}")
+
+    @property
+    def supervisor_pid(self) -> int:
+        """The process that all three are children of."""
+        return self._process.pid
 
     def pid(self, name: str) -> int:
         """Its pid as of the last order."""
@@ -118,18 +123,21 @@ class ServersUnderTest:
 
 
 @contextmanager
-def run_servers(home: Path, *, authority: Authority | None = None) -> Generator[ServersUnderTest]:
-    """Start a set in `home` (without fsync), hand it over, stop it. For a test that wants one of its own.
+def run_servers(
+    home: Path, *, authority: Authority | None = None, careless: bool = True, before: Sequence[str] = ()
+) -> Generator[ServersUnderTest]:
+    """Start a set in `home`, hand it over, stop it. For a test that wants one of its own.
 
     With an `authority` NATS wants its credentials, as in production; without, the user in `nats_url`.
+    `careless` means no fsync; `before` are words put before the command (`setpriv ...`).
     """
-    options = ["--careless"]
+    options = ["--careless"] if careless else []
     if authority is not None:
         home.mkdir(parents=True, exist_ok=True)
         (home / "authority.conf").write_text(authority.server_config())
         options += ["--nats-authority", str(home / "authority.conf")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "cortex_cli.embedded", "--home", str(home), *options],
+        [*before, sys.executable, "-m", "cortex_cli.embedded", "--home", str(home), *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -2,7 +2,8 @@
 
 Prints one JSON line when they are up (`postgres`, `nats`, `redis`: URLs with their passwords; `pids`), stays
 until SIGTERM or SIGINT, and obeys lines on its standard input meanwhile: `restart NAME`, `empty NAME` (it
-comes back with no data), `wait NAME` (until it is up again). Each is answered by one JSON line: `{"ok": ...}`
+comes back with no data), `wait NAME PID` (until
+it is up with another pid). Each is answered by one JSON line: `{"ok": ...}`
 with the pids, or `{"error": ...}`. Events and errors go to standard error.
 """
 
@@ -20,10 +21,12 @@ from cortex_shared.errors import CortexError
 from cortex_cli.embedded.child import Event
 from cortex_cli.embedded.layout import Home
 from cortex_cli.embedded.lock import UpLock
+from cortex_cli.embedded.process import end_orphans
 from cortex_cli.embedded.servers import NAMES, Servers
 from cortex_cli.embedded.supervisor import Supervisor
 
 _USER = "cortex"
+_REPLACED_SECONDS_MAX = 60
 
 
 def main() -> int:
@@ -41,6 +44,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     home = Home(arguments.home)
     home.create()
     lock = await UpLock(home.up_lock).acquire()
+    await end_orphans(home.run)
     password = home.secret("nats")
     servers = Servers(
         home,
@@ -87,14 +91,14 @@ async def _obey(servers: Servers, supervisor: Supervisor, done: asyncio.Event) -
 
     async def read() -> None:
         while line := await orders.readline():
-            verb, _, name = line.decode().strip().partition(" ")
+            verb, name, *rest = [*line.decode().split(), "", ""]
             try:
                 if verb == "restart":
                     await supervisor.restart(name)
                 elif verb == "empty" and name in NAMES:
                     await supervisor.restart(name, servers.empty(name))
                 elif verb == "wait":
-                    await supervisor.wait_ready(name)
+                    await _until_replaced(supervisor, name, int(rest[0]))
                 else:
                     raise ValueError(f"unknown order: {line!r}")
             except (CortexError, OSError, ValueError) as error:
@@ -107,6 +111,13 @@ async def _obey(servers: Servers, supervisor: Supervisor, done: asyncio.Event) -
         await done.wait()
         reading.cancel()
     transport.close()
+
+
+async def _until_replaced(supervisor: Supervisor, name: str, pid: int) -> None:
+    async with asyncio.timeout(_REPLACED_SECONDS_MAX):
+        while supervisor.pid(name) in (pid, None):  # noqa: ASYNC110 (a tool for tests: no event is worth it)
+            await asyncio.sleep(0.01)
+        await supervisor.wait_ready(name)
 
 
 def _pids(supervisor: Supervisor) -> dict[str, int | None]:

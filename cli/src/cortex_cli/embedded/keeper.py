@@ -13,7 +13,7 @@ from cortex_cli.embedded import logs
 from cortex_cli.embedded.child import Child, Event, Happening, Listener
 from cortex_cli.embedded.diagnose import start_failure
 from cortex_cli.embedded.layout import Home
-from cortex_cli.embedded.process import Process, end_orphan
+from cortex_cli.embedded.process import Process
 
 START_ATTEMPTS_MAX = 3
 BACKOFF_SECONDS = 0.5
@@ -77,9 +77,6 @@ class Keeper:
         try:
             while not self._halt and not all(other.ready.is_set() for other in self.needs):
                 await self._sleep(None)
-            await end_orphan(
-                self._home.record(self.child.name), self.child.stop_signal, self.child.stop_seconds
-            )
             await self._keep_alive()
         finally:
             self.ready.clear()
@@ -151,6 +148,7 @@ class Keeper:
                 log=log,
                 record=self._home.record(self.child.name),
                 stop_signal=self.child.stop_signal,
+                stop_seconds=self.child.stop_seconds,
                 identity=self.child.identity,
                 on_exit=self._wake.set,
             )

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import importlib.util
 import os
 import re
@@ -84,7 +85,7 @@ class Postgres:
 
     def url(self, database: str = DATABASE, *, scheme: str = "postgresql") -> str:
         """Where to connect, password included: for the environment of a child, not for a log."""
-        password = self._home.secret("postgres")
+        password = self._home.secret(NAME)
         folder = quote(str(self.socket_folder), safe="/")
         return f"{scheme}://{USER}:{password}@/{database}?host={folder}"
 
@@ -163,6 +164,20 @@ class Postgres:
         ):
             self._put(data / name, text)
         await self._end_strays()
+        await self._set_password()
+
+    async def _set_password(self) -> None:
+        """Make the cluster's password ours: at first, and when the file that held it was lost.
+
+        The hash of a random 256-bit secret, kept in the cluster, tells whether they agree.
+        """
+        password = self._home.secret(NAME)
+        note, digest = self._home.postgres / "cortex.password", self._password_hash()
+        if note.exists() and note.read_text() == digest:
+            return
+        words = f"ALTER ROLE {USER} PASSWORD '{password}'\n"
+        await self._must(["postgres", "--single", "-D", str(self._home.postgres), "postgres"], words)
+        self._put(note, digest)
 
     async def _initialise(self) -> None:
         """Make the cluster in a folder beside, and rename it: half a cluster never has the real name."""
@@ -174,10 +189,13 @@ class Postgres:
                 remedy="Move it away; Cortex then makes a new one.",
             )
         fresh = data.with_name("postgres.new")
+        for pid in self._strays(fresh.resolve()):  # a killed initdb's
+            os.kill(pid, signal.SIGKILL)
+        await gone(lambda: not self._strays(fresh.resolve()), _STRAYS_SECONDS)
         shutil.rmtree(fresh, ignore_errors=True)
         self._make_ours(private_folder(fresh))
         password = fresh.with_name("postgres.password")
-        write(password, self._home.secret("postgres") + "\n", durable=False)
+        write(password, self._home.secret(NAME) + "\n", durable=False)
         self._make_ours(password)
         no_sync, no_fsync = (["--no-sync"], ["-F"]) if self._careless else ([], [])
         try:
@@ -188,6 +206,7 @@ class Postgres:
             await self._must(command, f"CREATE DATABASE {DATABASE}\n")
         finally:
             password.unlink(missing_ok=True)
+        self._put(fresh / "cortex.password", self._password_hash())
         if data.exists():
             data.rmdir()
         fresh.rename(data)
@@ -230,7 +249,8 @@ class Postgres:
         one refuses to start beside them. A lock file whose pid was given to a stranger (after a reboot, in
         a container) would block it too; nobody else uses this folder, for we hold the home's lock.
         """
-        lock = self._home.postgres / "postmaster.pid"
+        data = self._home.postgres.resolve()
+        lock = data / "postmaster.pid"
         try:
             lines = lock.read_text().splitlines()
         except FileNotFoundError:
@@ -240,25 +260,23 @@ class Postgres:
                 (signal.SIGQUIT, 1.0),
                 (signal.SIGKILL, _STRAYS_SECONDS),
             ):
-                for pid in self._strays():
+                for pid in self._strays(data):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
-                if await gone(lambda: not self._strays() and not _shared_memory_in_use(lines), seconds):
+                if await gone(lambda: not self._strays(data) and not _shared_memory_in_use(lines), seconds):
                     break
             lock.unlink(missing_ok=True)
         for name in (_SOCKET, f"{_SOCKET}.lock"):
             (self.socket_folder / name).unlink(missing_ok=True)
 
-    def _strays(self) -> list[int]:
-        """Postgres processes that live in our data folder; those we may not look at are left out."""
-        data, program = str(self._home.postgres), str((self._programs / "postgres").resolve())
+    def _strays(self, folder: Path) -> list[int]:
+        """Postgres processes that live in the folder; those we may not look at are left out."""
+        program = (self._programs / "postgres").resolve()
         found: list[int] = []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
-                    ours = (entry / "cwd").readlink() == Path(data) and (entry / "exe").readlink() == Path(
-                        program
-                    )
+                    ours = (entry / "cwd").readlink() == folder and (entry / "exe").readlink() == program
                     if ours and start_ticks(int(entry.name)) is not None:
                         found.append(int(entry.name))
         return found
@@ -302,17 +320,21 @@ class Postgres:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             async with asyncio.timeout(_COMMAND_SECONDS_MAX):
                 said, _ = await process.communicate(words.encode())
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
             raise
         assert process.returncode is not None
         return process.returncode, said.decode(errors="replace")
+
+    def _password_hash(self) -> str:
+        return hashlib.sha256(self._home.secret(NAME).encode()).hexdigest()
 
     def _put(self, path: Path, text: str) -> None:
         if path.exists() and path.read_text() == text:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -14,6 +15,7 @@ from cortex_cli.embedded import launch
 from cortex_cli.embedded.layout import read_json, write_json
 
 _LOOK_SECONDS = 0.02
+_RECORDED = ("pid", "start_ticks", "stop_signal", "stop_seconds")
 _KILLED_SECONDS = 5.0
 """So long a process may take to vanish after SIGKILL (it may sit in a slow disk call)."""
 
@@ -55,6 +57,7 @@ class Process:
         log: int,
         record: Path,
         stop_signal: signal.Signals,
+        stop_seconds: float,
         identity: str,
         on_exit: Callable[[], None],
     ) -> Self:
@@ -72,7 +75,8 @@ class Process:
             start_new_session=True,
         )
         try:
-            content = {"pid": child.pid, "start_ticks": start_ticks(child.pid), "boot_id": boot_id()}
+            who = (child.pid, start_ticks(child.pid), int(stop_signal), stop_seconds)
+            content = dict(zip(_RECORDED, who, strict=True)) | {"boot_id": boot_id()}
             write_json(record, content, durable=False)
             return cls(child, on_exit)
         except OSError:
@@ -135,23 +139,53 @@ def launcher(stop_signal: signal.Signals, identity: str) -> list[str]:
     return words
 
 
-async def end_orphan(record: Path, stop_signal: signal.Signals, seconds: float) -> int | None:
-    """End the process that `record` names if it still runs: an earlier supervisor's. Returns its pid if so.
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """A child of an earlier supervisor that still runs."""
 
-    Identity is pid, start time and boot together, so that a stranger with a recycled pid is left alone.
+    pid: int
+    ticks: int
+    stop_signal: signal.Signals
+    stop_seconds: float
+
+    @property
+    def lives(self) -> bool:
+        """Pid and start time together: a stranger with a recycled pid is none of ours."""
+        return start_ticks(self.pid) == self.ticks
+
+
+async def end_orphans(run: Path) -> list[int]:
+    """End what the records in the folder `run` say an earlier supervisor left running; returns their pids.
+
+    To be called under the home's lock, before ports are chosen (an orphan still holds its own). An
+    orphan gets its stop signal and its time, and is then killed with its group.
     """
-    found = read_json(record)
-    pid, ticks = found.get("pid"), found.get("start_ticks")
-    if not isinstance(pid, int) or not isinstance(ticks, int) or found.get("boot_id") != boot_id():
-        return None
-    if start_ticks(pid) != ticks:
-        return None
-    for number, patience in ((stop_signal, seconds), (signal.SIGKILL, _KILLED_SECONDS)):
+    orphans = _orphans(run)
+    for orphan in orphans:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, number) if number is signal.SIGKILL else os.kill(pid, number)
-        if await gone(lambda: start_ticks(pid) != ticks, patience):
-            break
-    return pid
+            os.kill(orphan.pid, orphan.stop_signal)
+    for orphan in orphans:
+        if not await gone(lambda orphan=orphan: not orphan.lives, orphan.stop_seconds):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(orphan.pid, signal.SIGKILL)
+            await gone(lambda orphan=orphan: not orphan.lives, _KILLED_SECONDS)
+    return [orphan.pid for orphan in orphans]
+
+
+def _orphans(run: Path) -> list[Orphan]:
+    return [found for record in sorted(run.glob("*.json")) if (found := _orphan(record)) is not None]
+
+
+def _orphan(record: Path) -> Orphan | None:
+    found = read_json(record)
+    if found.get("boot_id") != boot_id():
+        return None
+    pid, ticks, number, seconds = (found.get(key) for key in _RECORDED)
+    if not (isinstance(pid, int) and isinstance(ticks, int) and isinstance(number, int)):
+        return None
+    patience = seconds if isinstance(seconds, int | float) else 0
+    orphan = Orphan(pid, ticks, signal.Signals(number), patience)
+    return orphan if orphan.lives else None
 
 
 async def gone(condition: Callable[[], bool], seconds: float) -> bool:

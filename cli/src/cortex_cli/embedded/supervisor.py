@@ -12,6 +12,7 @@ from cortex_cli.embedded import logs
 from cortex_cli.embedded.child import Child, Event, Listener, nothing
 from cortex_cli.embedded.keeper import Keeper
 from cortex_cli.embedded.layout import Home
+from cortex_cli.embedded.process import end_orphans
 
 ROTATE_SECONDS = 5.0
 """Between looks at the logs' sizes: one stat() a child."""
@@ -50,13 +51,18 @@ class Supervisor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
-        await self._tasks.__aexit__(kind, error, trace)
+        # An error of the block leaves as it is; only what the tasks themselves raise comes as a group.
+        if isinstance(error, asyncio.CancelledError):
+            await self._tasks.__aexit__(kind, error, trace)
+        else:
+            await self._tasks.__aexit__(None, None, None)
 
     async def start(self) -> None:
-        """Start all; returns when every child is ready.
+        """End what an earlier supervisor left running, start all; returns when every child is ready.
 
         Raises the CortexError of the first child that cannot be brought up, after stopping the others.
         """
+        await end_orphans(self._home.run)
         self._rotation = self._tasks.create_task(self._rotate(), name="logs")
         for name, keeper in self._keepers.items():
             self._tasks.create_task(keeper.keep(), name=f"keep {name}")
