@@ -1,5 +1,6 @@
 """Every flag of llama-server lands on the right parameter of the wheel, or is refused in plain words."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from cortex_llamacpp.refused import REFUSED
 from cortex_llamacpp.server import main
 
 WHEEL: Any = xllamacpp
+DRAFT_SIMPLE = WHEEL.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE
+NGRAM_MOD = WHEEL.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MOD
 
 
 def parse(*argv: str) -> Any:
@@ -23,10 +26,6 @@ def value_at(params: Any, target: str) -> Any:
     for part in target.split("."):
         params = getattr(params, part)
     return params
-
-
-def enum_name(value: Any) -> str:
-    return str(value.name)
 
 
 def example(rule: Number | Text | Choice) -> tuple[str, Any]:
@@ -79,6 +78,8 @@ def test_each_plain_flag_sets_its_parameter(name: str) -> None:
         (["--rope-scale", "4"], "rope_freq_scale", 0.25),
         (["--fit", "off"], "fit_params", False),
         (["-md", "d.gguf"], "speculative.draft.mparams.path", "d.gguf"),
+        (["-md", "d.gguf", "-t", "1"], "speculative.types", [DRAFT_SIMPLE]),
+        (["-md", "d.gguf", "--spec-type", "ngram-mod"], "speculative.types", [NGRAM_MOD]),
         (["-ngld", "all"], "speculative.draft.n_gpu_layers", -2),
         (["--rerank"], "embedding", True),
         (["--sleep-idle-seconds", "60"], "sleep_idle_seconds", 60),
@@ -116,11 +117,8 @@ def test_adapters_speculation_and_pooling() -> None:
     assert [(adapter.path, adapter.scale) for adapter in adapters] == [("a.gguf", 0.5), ("b.gguf", 2.0)]
     assert [adapter.path for adapter in parse("--lora", "a,b").lora_adapters] == ["a", "b"]
     types = parse("--spec-type", "draft-simple,ngram-mod").speculative.types
-    assert [enum_name(one) for one in types] == [
-        "COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE",
-        "COMMON_SPECULATIVE_TYPE_NGRAM_MOD",
-    ]
-    assert enum_name(parse("--reranking").pooling_type) == "LLAMA_POOLING_TYPE_RANK"
+    assert types == [DRAFT_SIMPLE, NGRAM_MOD]
+    assert parse("--reranking").pooling_type == WHEEL.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
 
 
 def test_files_are_read(tmp_path: Path) -> None:
@@ -225,3 +223,13 @@ def test_main_answers_version_help_and_mistakes(capsys: pytest.CaptureFixture[st
         error = capsys.readouterr().err
         assert word in error
         assert error.count("\n") == 1
+
+
+def test_a_wheel_that_does_not_load_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    assert main(["-m", "m.gguf"]) == 1
+    error = capsys.readouterr().err
+    assert "libgomp1" in error
+    assert error.count("\n") == 1

@@ -53,7 +53,7 @@ def fill(params: Params, argv: Sequence[str], wheel: Wheel) -> list[str]:
         except (ValueError, TypeError, OverflowError) as error:
             # The wheel's own check, of a device's name for instance.
             raise BadArgument(name, f"the value does not fit ({error}); correct it") from error
-    _follow_defaults(params)
+    _follow_defaults(params, wheel)
     if not params.model.path:
         raise BadArgument("--model", "no model is given; pass the path of a GGUF file with --model")
     return [*warnings, *_without_gpu(given, wheel)]
@@ -387,8 +387,8 @@ _SPECIAL: dict[str, Callable[[Params, str, str, Wheel], None]] = {
 }
 
 
-def _follow_defaults(params: Params) -> None:
-    """Threads not given: generation takes the physical cores, everything else follows generation."""
+def _follow_defaults(params: Params, wheel: Wheel) -> None:
+    """What follows from other settings where it was not given: threads, and the use of a draft model."""
     draft = params.speculative.draft
     if params.cpuparams.n_threads <= 0:
         params.cpuparams.n_threads = _physical_cores()
@@ -399,6 +399,10 @@ def _follow_defaults(params: Params) -> None:
     ):
         if follower.n_threads <= 0:
             follower.n_threads = leader.n_threads
+    types = wheel.common_speculative_type
+    if draft.mparams.path and params.speculative.types == [types.COMMON_SPECULATIVE_TYPE_NONE]:
+        # A draft model without a type would be loaded and never asked.
+        params.speculative.types = [types.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
 
 
 def _physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:

@@ -31,7 +31,14 @@ def main(argv: list[str] | None = None) -> int:
     if "-h" in words or "--help" in words or "--usage" in words:
         sys.stdout.write(_usage())
         return 0
-    wheel: Any = importlib.import_module("xllamacpp")
+    try:
+        wheel: Any = importlib.import_module("xllamacpp")
+    except ImportError as error:
+        _say(
+            f"the xllamacpp wheel does not load ({error}); install it, and the system's libgomp and libstdc++ "
+            "(Debian: libgomp1 libstdc++6; Fedora: libgomp libstdc++), or run a llama-server binary"
+        )
+        return 1
     if "--version" in words:
         sys.stdout.write(f"{_PROGRAM} (xllamacpp {wheel.__version__}, {wheel.BUILD_INFO['build_target']})\n")
         return 0
