@@ -39,6 +39,7 @@ TENSOR_TYPES: Final = {
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
     40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
 }
 
 # `general.file_type`, llama_ftype of llama.h.
@@ -76,5 +77,7 @@ FILE_TYPES: Final = {
     36: "TQ1_0",
     37: "TQ2_0",
     38: "MXFP4_MOE",
+    39: "NVFP4",
+    40: "Q1_0",
 }
 POOLING: Final = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         wheel: Any = importlib.import_module("xllamacpp")
     except ImportError as error:
         _say(
-            f"the xllamacpp wheel does not load ({error}); install it, and the system's libgomp and libstdc++ "
+            f"the xllamacpp wheel does not load ({error}); install it and the system's libgomp and libstdc++ "
             "(Debian: libgomp1 libstdc++6; Fedora: libgomp libstdc++), or run a llama-server binary"
         )
         return 1
