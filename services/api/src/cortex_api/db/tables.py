@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from cortex_shared.clock import utc_now
-from sqlalchemy import CheckConstraint, Column, DateTime, Index, LargeBinary, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Index, LargeBinary, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlmodel import Field, SQLModel
 
@@ -42,7 +42,6 @@ class Model(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("replicas >= 0 AND replicas <= 1024", name="models_replicas"),
         CheckConstraint("desired_state IN ('stopped', 'running')", name="models_desired_state"),
-        CheckConstraint("engine_type IN ('vllm', 'llamacpp', 'external')", name="models_engine_type"),
         # Served names are unique among routed models, stopped ones may share one.
         Index(
             "models_served_name_routed",
@@ -129,8 +128,8 @@ class ApiKey(SQLModel, table=True):
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
     concurrency: int = 0
-    tokens_per_day: int = 0
-    tokens_per_month: int = 0
+    tokens_per_day: int = Field(default=0, sa_type=BigInteger)
+    tokens_per_month: int = Field(default=0, sa_type=BigInteger)
     networks: list[str] = Field(default_factory=list, sa_column=_document("[]"))
     priority: int = 0
     created_by: str | None = None

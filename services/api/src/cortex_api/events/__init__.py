@@ -1,0 +1,1 @@
+"""What happened: the event log, its stream to people, and audit."""

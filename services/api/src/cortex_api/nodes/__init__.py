@@ -1,0 +1,1 @@
+"""Nodes: hosts with an agent."""

@@ -1,0 +1,37 @@
+"""AppState: everything that routes are given; built in main.py."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from cortex_shared.bus import Bus
+from cortex_shared.clock import utc_now
+from cortex_shared.metrics import Metrics
+from cortex_shared.nats_auth import Authority
+from redis.asyncio import Redis
+
+from cortex_api.auth.principals import Principals
+from cortex_api.db.session import Database
+from cortex_api.events.hints import Hinted
+from cortex_api.events.outbox import Outbox
+from cortex_api.nodes.observations import Observations
+from cortex_api.secrets import SecretBox
+
+
+@dataclass(frozen=True)
+class AppState:
+    """The parts of one API process."""
+
+    process: str
+    database: Database
+    bus: Bus
+    redis: Redis
+    observations: Observations
+    controllers: Hinted
+    outbox: Outbox
+    principals: Principals
+    secret_box: SecretBox
+    metrics: Metrics
+    readiness: Callable[[], dict[str, str | None]]
+    authority: Authority | None = None
+    started_at: datetime = field(default_factory=utc_now)
