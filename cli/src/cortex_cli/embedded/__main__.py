@@ -9,6 +9,7 @@ with the pids, or `{"error": ...}`. Events and errors go to standard error.
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -46,71 +47,71 @@ async def _serve(arguments: argparse.Namespace) -> None:
     lock = await UpLock(home.up_lock).acquire()
     await end_orphans(home.run)
     password = home.secret("nats")
+    plain = f'authorization {{ user: "{_USER}", password: "{password}" }}'
     servers = Servers(
         home,
-        nats_authority=arguments.nats_authority.read_text()
-        if arguments.nats_authority
-        else f'authorization {{ user: "{_USER}", password: "{password}" }}',
+        nats_authority=arguments.nats_authority.read_text() if arguments.nats_authority else plain,
         nats_port=arguments.nats_port,
         careless=arguments.careless,
     )
-    done = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, done.set)
-    async with Supervisor(home, await servers.children(), _tell) as supervisor:
-        async with asyncio.TaskGroup() as tasks:
-            start = tasks.create_task(supervisor.start())
-            interrupted = tasks.create_task(done.wait())
-            await asyncio.wait((start, interrupted), return_when=asyncio.FIRST_COMPLETED)
-            interrupted.cancel()
-            if not start.done():
-                await supervisor.stop()
-        if not done.is_set():
-            urls = {
-                "postgres": servers.postgres.url(),
-                "nats": servers.nats.url()
-                if arguments.nats_authority
-                else servers.nats.url().replace("//", f"//{_USER}:{password}@"),
-                "redis": servers.redis.url(),
-            }
+    user = "" if arguments.nats_authority else f"{_USER}:{password}@"
+    urls = {
+        "postgres": servers.postgres.url(),
+        "nats": servers.nats.url().replace("//", f"//{user}"),
+        "redis": servers.redis.url(),
+    }
+    _on_signal(lock)
+    with contextlib.suppress(asyncio.CancelledError):
+        async with Supervisor(home, await servers.children(), _tell) as supervisor:
+            await supervisor.start()
             _say(urls | {"pids": _pids(supervisor)})
-            await _obey(servers, supervisor, done)
-        lock.draining()
+            await _obey(servers, supervisor)
     lock.release()
 
 
-async def _obey(servers: Servers, supervisor: Supervisor, done: asyncio.Event) -> None:
-    kind = os.fstat(sys.stdin.fileno()).st_mode
-    if not stat.S_ISFIFO(kind) and not stat.S_ISSOCK(kind):  # nobody orders from /dev/null or a terminal
-        await done.wait()
-        return
-    orders = asyncio.StreamReader()
+def _on_signal(lock: UpLock) -> None:
+    """SIGTERM and SIGINT end this task, once: leaving the supervisor's block then stops all in order."""
+    task = asyncio.current_task()
+    assert task is not None
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    called = False
 
-    async def read() -> None:
-        while line := await orders.readline():
-            verb, name, *rest = [*line.decode().split(), "", ""]
-            try:
-                if verb == "restart":
-                    await supervisor.restart(name)
-                elif verb == "empty" and name in NAMES:
-                    await supervisor.restart(name, servers.empty(name))
-                elif verb == "wait":
-                    await _until_replaced(supervisor, name, int(rest[0]))
-                else:
-                    raise ValueError(f"unknown order: {line!r}")
-            except (CortexError, OSError, ValueError) as error:
-                _say({"error": str(error)})
+    def end() -> None:
+        nonlocal called
+        if not called:
+            called = True
+            lock.draining()
+            task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+
+
+async def _obey(servers: Servers, supervisor: Supervisor) -> None:
+    """Read orders until cancelled; the end of the input ends nothing."""
+    kind = os.fstat(sys.stdin.fileno()).st_mode
+    orders = asyncio.StreamReader()
+    if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):  # nobody orders from /dev/null or a terminal
+        loop = asyncio.get_running_loop()
+        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    else:
+        orders.feed_eof()
+    while line := await orders.readline():
+        verb, name, *rest = [*line.decode().split(), "", ""]
+        try:
+            if verb == "restart":
+                await supervisor.restart(name)
+            elif verb == "empty" and name in NAMES:
+                await supervisor.restart(name, servers.empty(name))
+            elif verb == "wait":
+                await _until_replaced(supervisor, name, int(rest[0]))
             else:
-                _say({"ok": name, "pids": _pids(supervisor)})
-
-    async with asyncio.TaskGroup() as tasks:
-        reading = tasks.create_task(read())
-        await done.wait()
-        reading.cancel()
-    transport.close()
+                raise ValueError(f"unknown order: {line!r}")
+        except (CortexError, OSError, ValueError) as error:
+            _say({"error": str(error)})
+        else:
+            _say({"ok": name, "pids": _pids(supervisor)})
+    await asyncio.Event().wait()
 
 
 async def _until_replaced(supervisor: Supervisor, name: str, pid: int) -> None:

@@ -1,11 +1,13 @@
 """Where everything under CORTEX_HOME lies, who may read it, and writing that no crash tears."""
 
+import errno
 import json
 import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -158,11 +160,15 @@ def _is_private(path: Path) -> bool:
 def write(path: Path, text: str, *, mode: int = 0o600, durable: bool = True) -> None:
     """Replace the file in one step: readers see the old text or the new one, also after a power cut.
 
-    `durable=False` skips the fsyncs: for what means nothing after a reboot.
+    `durable=False` skips the fsyncs: for what means nothing after a reboot. Raises OSError, or Unavailable
+    when the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
+        with (
+            disk_errors(path),
+            os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file,
+        ):
             file.write(text)
             file.flush()
             if durable:
@@ -173,6 +179,21 @@ def write(path: Path, text: str, *, mode: int = 0o600, durable: bool = True) -> 
         raise
     if durable:
         sync_folder(path.parent)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Generator[None]:
+    """Around writing to `path`: a full disk is raised as Unavailable (`embedded.disk_full`)."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Unavailable(
+            f"{path} cannot be written: the disk is full.",
+            code="embedded.disk_full",
+            remedy=f"Free some space on the disk that holds {path.parent}, then start again.",
+        ) from error
 
 
 def sync_folder(path: Path) -> None:

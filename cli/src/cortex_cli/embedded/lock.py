@@ -11,7 +11,7 @@ from typing import Self
 
 from cortex_shared.errors import Conflict
 
-from cortex_cli.embedded.layout import read_json
+from cortex_cli.embedded.layout import disk_errors, read_json
 
 _LOOK_SECONDS = 0.1
 _UNSIGNED_SECONDS = 1.0
@@ -92,8 +92,9 @@ class UpLock:
         assert self._fd is not None, "the lock is not held"
         text = json.dumps({"pid": os.getpid(), "since": time.time(), "draining": draining})
         # In place: another file would be another lock. A reader that meets half a line sees no holder.
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text.encode(), 0)
+        with disk_errors(self._path):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text.encode(), 0)
 
 
 def read_holder(path: Path) -> Holder | None:
