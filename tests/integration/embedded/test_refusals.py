@@ -19,7 +19,7 @@ from tests.integration.embedded.conftest import User
 from tests.servers import connect_postgres, run_servers
 
 
-def _refused(home: Path, *options: str, before: Sequence[str] = ()) -> dict[str, str]:
+def refused(home: Path, *options: str, before: Sequence[str] = ()) -> dict[str, str]:
     """The error with which the servers do not start."""
     command = [*before, sys.executable, "-m", "cortex_cli.embedded", "--home", str(home), *options]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
@@ -29,7 +29,7 @@ def _refused(home: Path, *options: str, before: Sequence[str] = ()) -> dict[str,
 
 def test_a_second_one_is_told_who_is_there(user: User) -> None:
     with run_servers(user.home, before=user.before) as servers:
-        error = _refused(user.home, before=user.before)
+        error = refused(user.home, before=user.before)
         assert error["code"] == "embedded.already_up"
         assert f"pid {servers.supervisor_pid}" in error["message"]
 
@@ -37,7 +37,7 @@ def test_a_second_one_is_told_who_is_there(user: User) -> None:
 def test_an_explicit_port_that_is_taken(user: User) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        error = _refused(user.home, "--nats-port", str(port), before=user.before)
+        error = refused(user.home, "--nats-port", str(port), before=user.before)
     assert error["code"] == "embedded.port_taken"
     assert str(port) in error["message"]
 
@@ -55,7 +55,7 @@ def test_data_of_another_version(user: User) -> None:
     with run_servers(user.home, before=user.before):
         pass
     (user.home / "data/postgres/PG_VERSION").write_text("12\n")
-    error = _refused(user.home, before=user.before)
+    error = refused(user.home, before=user.before)
     assert error["code"] == "embedded.postgres_version"
     assert "Postgres 12" in error["message"]
     assert "18" in error["message"]
@@ -65,7 +65,7 @@ def test_something_else_in_the_place_of_the_data(user: User) -> None:
     with run_servers(user.home, before=user.before):
         pass
     (user.home / "data/postgres/PG_VERSION").unlink()
-    error = _refused(user.home, before=user.before)
+    error = refused(user.home, before=user.before)
     assert error["code"] == "embedded.postgres_data"
     assert (user.home / "data/postgres/global/pg_control").exists()
 
@@ -86,7 +86,7 @@ def small_disk() -> Iterator[Path]:
 
 
 def test_a_disk_too_small_for_the_first_start(small_disk: Path) -> None:
-    error = _refused(small_disk / "home")
+    error = refused(small_disk / "home")
     assert error["code"] == "embedded.disk_full"
     assert str(small_disk) in (error["remedy"] or "")
 
@@ -101,7 +101,7 @@ async def test_a_disk_that_filled_up(small_disk: Path) -> None:
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    error = _refused(home)
+    error = refused(home)
     assert error["code"] == "embedded.disk_full"
     filler.unlink()
     with run_servers(home) as servers:

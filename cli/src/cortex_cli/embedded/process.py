@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +45,14 @@ class Process:
         self._child = child
         self._on_exit = on_exit
         self._gone = asyncio.Event()
-        self._pidfd = os.pidfd_open(child.pid)
-        asyncio.get_running_loop().add_reader(self._pidfd, self._exited)
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._pidfd = os.pidfd_open(child.pid)
+        except OSError:  # Linux before 5.3: a thread waits, as asyncio itself does there
+            self._pidfd = None
+            threading.Thread(target=self._wait_in_thread, name=f"wait for {child.pid}", daemon=True).start()
+        else:
+            self._loop.add_reader(self._pidfd, self._exited)
 
     @classmethod
     def start(
@@ -98,7 +105,7 @@ class Process:
         """Signal the child itself."""
         if self.returncode is None:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
+                os.kill(self.pid, number)  # not reaped yet, so the number is still the child's
 
     async def wait(self, seconds: float) -> bool:
         """Whether it ended within `seconds`."""
@@ -122,13 +129,19 @@ class Process:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
+    def _wait_in_thread(self) -> None:
+        os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody asks any more
+            self._loop.call_soon_threadsafe(self._exited)
+
     def _exited(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pidfd)
         # Before the child is reaped: until then no other group can have its number.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._child.wait()
-        os.close(self._pidfd)
+        if self._pidfd is not None:
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
         self._gone.set()
         self._on_exit()
 

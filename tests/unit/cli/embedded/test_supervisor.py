@@ -1,6 +1,7 @@
 """The supervisor, with small programs as its children."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -100,6 +101,32 @@ async def test_one_that_dies_is_brought_back(home: Home) -> None:
             assert back.pid not in (None, pid)
         died = await told.until(Happening.died, "a")
         assert "SIGKILL" in died.detail
+
+
+async def test_one_that_dies_is_brought_back_without_pidfds(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pidfd_open(pid: int, flags: int = 0) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", pidfd_open)
+    told = Told()
+    async with Supervisor(home, [shell(home, "a", "exec sleep 60")], told) as supervisor:
+        await supervisor.start()
+        os.kill(supervisor.pid("a") or 0, signal.SIGKILL)
+        await told.until(Happening.restarted, "a")
+    assert told.count(Happening.stopped, "a") == 1
+
+
+async def test_deaths_in_a_row_are_answered_more_and_more_slowly(home: Home) -> None:
+    told = Told()
+    async with Supervisor(home, [shell(home, "a", "exit 1")], told) as supervisor:
+        await supervisor.start()  # called ready as soon as it runs: it dies after its start, not during
+        await told.until(Happening.died, "a", 4)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await told.until(Happening.died, "a", 5)
+        assert loop.time() - began > 1.5  # 0, 0.5, 1, 2 s
 
 
 async def test_the_rest_of_a_dead_childs_group_is_killed(home: Home) -> None:
