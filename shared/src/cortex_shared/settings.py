@@ -58,7 +58,12 @@ class ServiceSettings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="CORTEX_", env_nested_delimiter="__", extra="ignore", frozen=True
+        env_prefix="CORTEX_",
+        env_nested_delimiter="__",
+        extra="ignore",
+        frozen=True,
+        # Without it CORTEX_HTTP__HOST alone would put a service's default port back to the group's.
+        nested_model_default_partial_update=True,
     )
 
     log: LogSettings = LogSettings()

@@ -99,10 +99,15 @@ class Route(Contract):
 
 
 class RoutingTable(Message):
-    """All routes. (`term`, `version`) only grows: a deposed monitor has an older term."""
+    """All routes. (`term`, `version`) only grows: a deposed monitor has an older term.
+
+    `fleet` and `epoch` are of the newest WantedManifest that the routes follow, for the next monitor.
+    """
 
     type: Literal["cortex.routing_table.v1"] = "cortex.routing_table.v1"
     term: int
     version: int
     written_at: datetime
     routes: list[Route]
+    fleet: str | None = None
+    epoch: int = 0
