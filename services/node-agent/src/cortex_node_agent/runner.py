@@ -1,0 +1,346 @@
+"""The runner: starts one engine, outlives the agent, keeps the engine's log, and writes down how it ended.
+
+Run by path, `python -I -S runner.py LABEL`, with its orders on standard input (see `Orders` in process.py).
+One such process stays for every engine, so it imports nothing but what is built in or as good as: the
+`signal` module alone (for its enumerations) would cost 4 ms of every start and 1 MiB for as long as it runs.
+
+    standard input   marshal of a dict: argv, env, cwd, run, log_dir, log_file_bytes_max, log_files_max,
+                     grace_seconds, record (a path), head (JSON text that lacks its closing brace)
+    standard output  one line: "ok PID START_TICKS", or "error ERRNO WHAT"; then it is closed
+    the record       head + who runs, and later how it ended; replaced atomically
+    SIGTERM          stop: SIGTERM to the engine's group, SIGKILL after the grace; SIGUSR1: SIGKILL now
+"""
+
+import _signal
+import errno
+import marshal
+import os
+import select
+import sys
+import time
+
+SIGKILL, SIGTERM, SIGUSR1 = 9, 15, 10
+PR_SET_PDEATHSIG = 1
+READ_BYTES = 65_536
+# Room in the record for what is added to its head later, so that its end can be written on a full disk.
+RECORD_ROOM_BYTES = 512
+LEFTOVER_SECONDS = 5.0
+
+
+class Log:
+    """A log in files named by the offset of their first byte in the whole log; the oldest are removed."""
+
+    def __init__(self, folder, file_bytes_max, files_max):
+        self.folder = folder
+        self.file_bytes_max = file_bytes_max
+        self.files_max = files_max
+        self.lost_bytes = 0
+        self.fd = -1
+        names = self.names()
+        self.base = int(names[-1][:-4]) if names else 0
+        try:
+            self.size = os.stat(self.path()).st_size if names else 0
+        except OSError:
+            self.size = 0
+        self.start = self.base + self.size
+
+    def names(self):
+        try:
+            return sorted(name for name in os.listdir(self.folder) if name.endswith(".log"))
+        except OSError:
+            return []
+
+    def path(self):
+        return f"{self.folder}/{self.base:020d}.log"
+
+    def write(self, data):
+        """Append; what a full disk refuses is counted and left out, for the engine must go on."""
+        try:
+            if self.lost_bytes:
+                note = f"\n[cortex: {self.lost_bytes} bytes of log were lost: the disk was full]\n"
+                self._append(note.encode())
+                self.lost_bytes = 0
+            self._append(data)
+        except OSError:
+            self.lost_bytes += len(data)
+
+    def _append(self, data):
+        if self.fd < 0 or self.size >= self.file_bytes_max:
+            self._turn()
+        while data:
+            written = os.write(self.fd, data)
+            self.size += written
+            data = data[written:]
+
+    def _turn(self):
+        if self.size >= self.file_bytes_max:
+            self.base, self.size = self.base + self.size, 0
+            if self.fd >= 0:
+                os.close(self.fd)
+                self.fd = -1
+        self.fd = os.open(self.path(), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        for name in self.names()[: -self.files_max]:
+            os.unlink(f"{self.folder}/{name}")
+
+
+def stat_fields(pid):
+    """Fields of /proc/PID/stat from the state on (proc(5)); None when there is no such process."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 4096).rpartition(b")")[2].split()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def ticks_of(pid):
+    """When it was started, in clock ticks since boot; 0 when there is no such process."""
+    fields = stat_fields(pid)
+    return int(fields[19]) if fields else 0
+
+
+def leftovers(session, run):
+    """Processes of the engine's session, and those that carry its mark in their environment."""
+    mark = f"CORTEX_RUN={run}".encode()
+    own = str(os.getpid())
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit() or name == own:
+            continue
+        fields = stat_fields(name)
+        if fields is None or fields[0] in (b"Z", b"X"):
+            continue
+        if int(fields[3]) == session or mark in environment(name):
+            found.append(int(name))
+    return found
+
+
+def environment(pid):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def kill_leftovers(session, run):
+    """SIGKILL whatever is left of the engine (vLLM leaves workers behind), until nothing is."""
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    while time.monotonic() < deadline:
+        found = leftovers(session, run)
+        if not found:
+            return
+        for pid in found:
+            send(pid, SIGKILL)
+        time.sleep(0.01)
+
+
+def send(pid, number):
+    try:
+        os.kill(pid, number)
+    except OSError:
+        pass
+
+
+def spawn(orders, output):
+    """Start the engine in a session of its own; returns its pid. Raises OSError when it cannot be executed."""
+    told, telling = os.pipe()
+    runner = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.setsid()
+            # The engine must not run on unseen when its runner is killed.
+            import ctypes
+
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+            if os.getppid() != runner:
+                os._exit(125)
+            null = os.open("/dev/null", os.O_RDONLY)
+            for source, target in ((null, 0), (output, 1), (output, 2)):
+                os.dup2(source, target)
+            for number in range(1, 32):
+                if number not in (SIGKILL, 19):  # SIGSTOP
+                    _signal.signal(number, _signal.SIG_DFL)
+            os.chdir(orders["cwd"])
+            os.execve(orders["argv"][0], orders["argv"], orders["env"])
+        except OSError as error:
+            os.write(telling, str(error.errno).encode())
+        finally:
+            os._exit(127)
+    os.close(telling)
+    failed = os.read(told, 16)
+    os.close(told)
+    if failed:
+        os.waitpid(pid, 0)
+        raise OSError(int(failed), orders["argv"][0])
+    return pid
+
+
+def json(value):
+    """A number, a truth or nothing as JSON."""
+    return "null" if value is None else str(value).lower()
+
+
+class Record:
+    """The JSON file that says who runs and how it ended. Its length never changes."""
+
+    def __init__(self, path, head):
+        self.path = path
+        self.head = head.encode()
+
+    def write(self, values):
+        """Replace it; with no room for another file, write over the one there is."""
+        text = "".join(f', "{name}": {json(value)}' for name, value in values.items()) + "}"
+        data = self.head + text.encode().ljust(RECORD_ROOM_BYTES)
+        try:
+            fresh = self.path + ".new"
+            fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                if os.write(fd, data) != len(data):
+                    raise OSError(errno.ENOSPC, "disk full", fresh)
+            finally:
+                os.close(fd)
+            os.rename(fresh, self.path)
+        except OSError:
+            if "pid" not in values:
+                raise
+            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            os.pwrite(fd, data, 0)
+            os.close(fd)
+
+
+class Watch:
+    """Waits for output, for signals and for the end of the engine."""
+
+    def __init__(self, pid, output, signals, log, grace_seconds):
+        self.pid = pid
+        self.output = output
+        self.signals = signals
+        self.log = log
+        self.grace_seconds = grace_seconds
+        self.deadline = None
+        self.asked = False
+
+    def until_end(self):
+        pidfd = os.pidfd_open(self.pid)
+        poll = select.poll()
+        for fd in (self.output, self.signals, pidfd):
+            poll.register(fd, select.POLLIN)
+        while True:
+            wait = None
+            if self.deadline is not None:
+                wait = max(0.0, (self.deadline - time.monotonic()) * 1000)
+            ready = dict(poll.poll(wait))
+            if self.output in ready and not self.copy():
+                poll.unregister(self.output)
+            if self.signals in ready:
+                for number in os.read(self.signals, 64):
+                    self.signalled(number)
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                self.kill_group(SIGKILL)
+                self.deadline = None
+            if pidfd in ready:
+                os.close(pidfd)
+                return
+
+    def copy(self):
+        """Move what there is from the pipe to the log; False at its end."""
+        try:
+            data = os.read(self.output, READ_BYTES)
+        except BlockingIOError:
+            return True
+        if data:
+            self.log.write(data)
+        return bool(data)
+
+    def drain(self):
+        """The last words: what is in the pipe when everything that could write to it is gone."""
+        while True:
+            try:
+                data = os.read(self.output, READ_BYTES)
+            except OSError:
+                return
+            if not data:
+                return
+            self.log.write(data)
+
+    def signalled(self, number):
+        if number == SIGUSR1:
+            self.asked = True
+            self.kill_group(SIGKILL)
+        elif number == SIGTERM and not self.asked:
+            self.asked = True
+            self.deadline = time.monotonic() + self.grace_seconds
+            self.kill_group(SIGTERM)
+
+    def kill_group(self, number):
+        try:
+            os.killpg(self.pid, number)
+        except OSError:
+            send(self.pid, number)
+
+
+def listen_for_signals():
+    reader, writer = os.pipe()
+    for fd in (reader, writer):
+        os.set_blocking(fd, False)
+    _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    for number in (SIGTERM, SIGUSR1):
+        _signal.signal(number, lambda *_: None)
+    for number in (1, 2):  # a terminal's hang-up and Ctrl-C are the agent's business
+        _signal.signal(number, _signal.SIG_IGN)
+    return reader
+
+
+def say(text):
+    try:
+        os.write(1, text.encode())
+    except OSError:
+        pass  # the agent went away; it finds the record when it comes back
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def main():
+    orders = marshal.loads(sys.stdin.buffer.read())
+    signals = listen_for_signals()
+    log = Log(orders["log_dir"], orders["log_file_bytes_max"], orders["log_files_max"])
+    who = {"runner_pid": os.getpid(), "runner_ticks": ticks_of(os.getpid()), "log_start": log.start}
+    record = Record(orders["record"], orders["head"])
+    output, writing = os.pipe()
+    os.set_blocking(output, False)
+    try:
+        # Before the engine: one that could not be written down would be lost to the next agent.
+        record.write(who)
+        pid = spawn(orders, writing)
+    except OSError as error:
+        say(f"error {error.errno} {error.filename}\n")
+        return
+    os.close(writing)
+    who |= {"pid": pid, "ticks": ticks_of(pid), "started_at": time.time()}
+    record.write(who)
+    say(f"ok {pid} {who['ticks']}\n")
+    run, grace_seconds = orders["run"], orders["grace_seconds"]
+    orders.clear()  # it held secrets
+    watch = Watch(pid, output, signals, log, grace_seconds)
+    watch.until_end()
+    # Before it is reaped: until then no other session can have its number.
+    kill_leftovers(pid, run)
+    watch.drain()
+    status = os.waitpid(pid, 0)[1]
+    code, number = os.waitstatus_to_exitcode(status), None
+    if code < 0:
+        code, number = None, -code
+    ended = {"status": code, "signal": number, "asked": watch.asked, "ended_at": time.time()}
+    record.write(who | ended)
+
+
+if __name__ == "__main__":
+    main()
