@@ -1,5 +1,6 @@
 """What the servers cannot start with is said in plain words, and changes nothing."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,10 +14,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+import nats
+import nats.errors
+import nats.js.errors
 import pytest
 
 from tests.integration.embedded.conftest import User
 from tests.servers import connect_postgres, run_servers
+
+PATIENCE_SECONDS = 30
 
 
 def refused(home: Path, *options: str, before: Sequence[str] = ()) -> dict[str, str]:
@@ -108,6 +114,27 @@ async def test_a_disk_that_filled_up(small_disk: Path) -> None:
         connection = await connect_postgres(servers.postgres_url)
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
+
+
+async def test_servers_write_again_once_a_full_disk_has_room(small_disk: Path) -> None:
+    grow = ["mount", "-o", "remount,size=200m", str(small_disk)]
+    subprocess.run(grow, check=True)  # noqa: ASYNC221 (nothing else runs in this loop)
+    filler = small_disk / "filler"
+    with run_servers(small_disk / "home", careless=False) as servers:
+        bus = await nats.connect(servers.nats_url)
+        await bus.jetstream().add_stream(name="S", subjects=["s.>"])
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises((nats.errors.Error, nats.js.errors.Error)):
+            await bus.jetstream().publish("s.a", bytes(100_000), timeout=1)
+        filler.unlink()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while True:
+                with contextlib.suppress(nats.errors.Error, nats.js.errors.Error):
+                    await bus.jetstream().publish("s.a", bytes(100_000), timeout=1)
+                    break
+        await bus.close()
 
 
 async def test_a_home_with_a_long_path(user: User) -> None:

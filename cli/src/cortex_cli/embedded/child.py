@@ -16,6 +16,11 @@ async def always() -> bool:
     return True
 
 
+async def healthy() -> str:
+    """The check of a child that is well as long as it runs."""
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
     """What to run and how. `env` is the whole environment (nothing is inherited); secrets belong there,
@@ -24,7 +29,8 @@ class Child:
     `prepare` runs before every start, restarts included, and may raise OSError or CortexError; `ready` is
     asked until it says True (OSError counts as no); `after` names the children that must be ready first
     and are stopped later; `identity` as in `launch`. Times in seconds; `start_seconds` counts from the
-    beginning of the preparation.
+    beginning of the preparation. `check` is asked every few seconds while the child is ready, and must be
+    cheap: a sentence that it returns is why the child must be restarted.
     """
 
     name: str
@@ -33,6 +39,7 @@ class Child:
     cwd: Path
     ready: Callable[[], Awaitable[bool]] = always
     prepare: Callable[[], Awaitable[None]] = nothing
+    check: Callable[[], Awaitable[str]] = healthy
     stop_signal: Signals = SIGTERM
     stop_seconds: float = 10.0
     start_seconds: float = 60.0

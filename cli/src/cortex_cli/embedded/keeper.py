@@ -50,6 +50,7 @@ class Keeper:
         self._wake = asyncio.Event()
         self._halt = False
         self._order: _Restart | None = None
+        self._illness = ""
         self._was_ready = False
         self._preparing: asyncio.Timeout | None = None
 
@@ -71,6 +72,16 @@ class Keeper:
         await order.done.wait()
         if order.error:
             raise order.error
+
+    async def look_after(self) -> None:
+        """Keep the log bounded, and restart a child whose check says so. To be called every few seconds."""
+        with contextlib.suppress(OSError):
+            logs.rotate(self._log)
+        if self.ready.is_set():
+            with contextlib.suppress(OSError):
+                self._illness = await self.child.check()
+            if self._illness:
+                self._wake.set()
 
     async def keep(self) -> None:
         """Keep the child alive until `halt`. Ends early, with `failure` set, if it cannot be brought up."""
@@ -163,6 +174,9 @@ class Keeper:
                 return _how_it_ended(process.returncode)
             if self._halt or self._order is not None:
                 return ""
+            if self._illness:
+                reason, self._illness = self._illness, ""
+                return reason
             if self.ready.is_set():
                 await self._sleep(None)
             elif await self._is_ready():

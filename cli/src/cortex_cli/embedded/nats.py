@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -9,13 +10,15 @@ from typing import cast
 
 from cortex_shared.errors import Unavailable
 
-from cortex_cli.embedded import ports
+from cortex_cli.embedded import logs, ports
 from cortex_cli.embedded.child import Child
 from cortex_cli.embedded.layout import Home, private_folder, read_json, write, write_json
 
 NAME = "nats"
 DEFAULT_PORT = 4222
 _MAX_STORE = "4GB"
+_BROKEN = ("JetStream failed to store a msg", "no space left on device")
+_ROOM_BYTES_MIN = 32 * 2**20
 
 # A message is acknowledged after it was written to its file, so the death of the process loses nothing;
 # sync_interval bounds what a power cut may take. `always` would cost an fsync a message.
@@ -53,6 +56,8 @@ class Nats:
         self.wanted_port = port or _remembered_port(home) or DEFAULT_PORT
         self.port = ports.pick("NATS server", host, self.wanted_port, explicit=port is not None)
         self._config = home.secrets / "nats.conf"
+        self._log_seen = 0
+        self._store_broken = False
 
     def url(self) -> str:
         """Where to connect, without credentials."""
@@ -74,11 +79,13 @@ class Nats:
             cwd=self._home.data,
             ready=self._is_ready,
             prepare=self._prepare,
+            check=self._check,
             stop_signal=signal.SIGTERM,
             stop_seconds=10,
         )
 
     async def _prepare(self) -> None:
+        self._log_seen, self._store_broken = logs.size(self._home.log(NAME)), False
         private_folder(self._home.nats)
         write_json(self._home.config_file, read_json(self._home.config_file) | {"nats_port": self.port})
         text = _CONFIG.format(
@@ -89,6 +96,21 @@ class Nats:
             authority=self._authority,
         )
         write(self._config, text)
+
+    async def _check(self) -> str:
+        """Whether a disk that was full broke a stream, and has room again.
+
+        nats-server 2.15 keeps the first write error of a stream's file and refuses every later message,
+        also once there is room, until it is restarted; its log is the only place that says so.
+        """
+        log = self._home.log(NAME)
+        if logs.size(log) != self._log_seen:
+            words = logs.tail(log, start=self._log_seen, lines_max=1000)
+            self._log_seen = logs.size(log)
+            self._store_broken |= any(all(sign in line for sign in _BROKEN) for line in words)
+        if not self._store_broken or shutil.disk_usage(self._home.nats).free < _ROOM_BYTES_MIN:
+            return ""
+        return "its streams refused messages after the disk had been full; there is room again"
 
     async def _is_ready(self) -> bool:
         """Whether it greets us, with JetStream: clients are let in only once the streams were recovered.

@@ -1,21 +1,19 @@
 """Runs a set of child processes: starts them in order, brings back those that die, stops them in reverse."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Self
 
 from cortex_shared.errors import InvalidInput, NotFound
 
-from cortex_cli.embedded import logs
 from cortex_cli.embedded.child import Child, Event, Listener, nothing
 from cortex_cli.embedded.keeper import Keeper
 from cortex_cli.embedded.layout import Home
 from cortex_cli.embedded.process import end_orphans
 
-ROTATE_SECONDS = 5.0
-"""Between looks at the logs' sizes: one stat() a child."""
+LOOK_SECONDS = 5.0
+"""Between looks at the logs' sizes and the children's checks: a stat() or two a child."""
 
 
 class Supervisor:
@@ -31,7 +29,7 @@ class Supervisor:
         self._keepers = {child.name: Keeper(home, child, on_event, self._changed) for child in children}
         self._home = home
         self._tasks = asyncio.TaskGroup()
-        self._rotation: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         for keeper in self._keepers.values():
             for name in keeper.child.after:
                 if name not in self._keepers:
@@ -63,7 +61,7 @@ class Supervisor:
         Raises the CortexError of the first child that cannot be brought up, after stopping the others.
         """
         await end_orphans(self._home.run)
-        self._rotation = self._tasks.create_task(self._rotate(), name="logs")
+        self._looking = self._tasks.create_task(self._look_after(), name="look after")
         for name, keeper in self._keepers.items():
             self._tasks.create_task(keeper.keep(), name=f"keep {name}")
         while not all(keeper.ready.is_set() for keeper in self._keepers.values()):
@@ -80,8 +78,8 @@ class Supervisor:
         """Stop all, those that others need last; returns when all have ended. Harmless when repeated."""
         for keeper in self._keepers.values():
             keeper.halt()
-        if self._rotation is not None:
-            self._rotation.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
             for keeper in self._keepers.values():
                 await keeper.stopped.wait()
 
@@ -116,12 +114,11 @@ class Supervisor:
             raise NotFound(f"There is no child called {name!r}.", code="embedded.unknown_child", field="name")
         return self._keepers[name]
 
-    async def _rotate(self) -> None:
+    async def _look_after(self) -> None:
         while True:
-            await asyncio.sleep(ROTATE_SECONDS)
-            for name in self._keepers:
-                with contextlib.suppress(OSError):
-                    logs.rotate(self._home.log(name))
+            await asyncio.sleep(LOOK_SECONDS)
+            for keeper in self._keepers.values():
+                await keeper.look_after()
 
 
 def ignore(_event: Event) -> None:

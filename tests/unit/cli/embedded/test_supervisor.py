@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cortex_cli.embedded import supervisor as supervisor_module
 from cortex_cli.embedded.child import Child, Event, Happening
 from cortex_cli.embedded.layout import Home, read_json
 from cortex_cli.embedded.process import start_ticks
@@ -232,6 +233,21 @@ async def test_a_restart_runs_something_while_it_is_down(home: Home) -> None:
     assert told.count(Happening.died, "a") == 0
     with pytest.raises(Conflict):
         await supervisor.restart("a")
+
+
+async def test_one_that_is_found_ill_is_restarted(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor_module, "LOOK_SECONDS", 0.01)
+    told = Told()
+    illness = ["it is stuck"]
+
+    async def check() -> str:
+        return illness.pop() if illness else ""
+
+    async with Supervisor(home, [shell(home, "a", "exec sleep 60", check=check)], told) as supervisor:
+        await supervisor.start()
+        assert (await told.until(Happening.died, "a")).detail == "it is stuck"
+        await told.until(Happening.restarted, "a")
+    assert told.count(Happening.died, "a") == 1
 
 
 async def test_leaving_by_an_error_stops_all(home: Home) -> None:
