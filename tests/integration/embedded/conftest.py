@@ -35,7 +35,7 @@ class User:
 def ordinary_user() -> tuple[str, ...]:
     """Words that run a command as an ordinary user; empty when we are one. Skips when that is not to be had.
 
-    The right to read is kept, for the interpreter of a developer who is root may lie in /root.
+    The right to read is kept, for the interpreter of a developer who is root may lie in root's home.
     """
     if os.geteuid() != 0:
         return ()
