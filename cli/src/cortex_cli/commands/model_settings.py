@@ -1,0 +1,126 @@
+"""Settings given as words (`--set key=value`) or a file, made into a body with the API's own types."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from cortex_shared.errors import InvalidInput
+
+from cortex_cli.client import Api
+from cortex_cli.shapes import Json
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+def read_body(words: Sequence[str] | None, file: Path | None, schema: Json) -> Json:
+    """The file's object, overridden by `key=value` words. Raises InvalidInput."""
+    body = _read_file(file) if file is not None else {}
+    for word in words or ():
+        key, equals, text = word.partition("=")
+        if not equals or not key:
+            raise InvalidInput(
+                f"--set {word!r} is not KEY=VALUE.", code="cli.set", field="--set", remedy="Write key=value."
+            )
+        body[key] = typed(key, text, _property(schema, key))
+    return body
+
+
+def schema_of(api: Api, engine_type: str | None) -> Json:
+    """The JSON Schema of an engine's models; empty where the API has none (words are then guessed)."""
+    for engine in cast("list[Json]", api.get("/engines").get("items", [])):
+        if engine.get("engine_type") in (engine_type or "llamacpp",):
+            for name in ("schema", "json_schema", "settings_schema"):
+                if isinstance(engine.get(name), dict):
+                    return cast("Json", engine[name])
+    return {}
+
+
+def typed(key: str, text: str, schema: Json) -> Any:
+    """`text` as the schema wants it: a number, a truth, JSON for lists and objects, else the text itself.
+
+    Raises InvalidInput when it is not of the type; what it means is the API's to judge.
+    """
+    kinds = _kinds(schema)
+    if text in ("null", "") and "null" in kinds:
+        return None
+    if "string" in kinds:
+        return text
+    lowered = text.lower()
+    if "boolean" in kinds and lowered in (*_TRUE, *_FALSE):
+        return lowered in _TRUE
+    if "array" in kinds and not text.startswith("["):
+        return [_guess(part.strip()) for part in text.split(",")]
+    found = _guess(text)
+    if not kinds or _fits(found, kinds):
+        return found
+    wanted = " or ".join(sorted(kinds - {"null"}))
+    raise InvalidInput(
+        f"{key}={text} is no {wanted}.", code="cli.set_type", field=key, remedy=f"Give a {wanted}."
+    )
+
+
+def _fits(value: object, kinds: set[str]) -> bool:
+    names: dict[type, tuple[str, ...]] = {
+        bool: ("boolean",),
+        int: ("integer", "number"),
+        float: ("number",),
+        str: ("string",),
+        list: ("array",),
+        dict: ("object",),
+        type(None): ("null",),
+    }
+    return any(name in kinds for name in names.get(type(value), ()))
+
+
+def _guess(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _property(schema: Json, key: str) -> Json:
+    found = cast("Json", schema.get("properties") or {}).get(key)
+    if not isinstance(found, dict):
+        return {}
+    return _resolved(schema, cast("Json", found))
+
+
+def _resolved(schema: Json, found: Json) -> Json:
+    reference = found.get("$ref")
+    if isinstance(reference, str):
+        name = reference.rpartition("/")[2]
+        return cast("Json", cast("Json", schema.get("$defs") or {}).get(name) or {})
+    return found
+
+
+def _kinds(schema: Json) -> set[str]:
+    found = schema.get("type")
+    kinds = {found} if isinstance(found, str) else set(cast("list[str]", found or []))
+    for part in cast("list[Json]", schema.get("anyOf") or schema.get("oneOf") or []):
+        kinds |= _kinds(part)
+    if "enum" in schema or "const" in schema:
+        values: list[object] = schema.get("enum") or [schema.get("const")]
+        kinds |= {"string"} if all(isinstance(value, str) for value in values) else set()
+    return kinds
+
+
+def _read_file(path: Path) -> Json:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text()
+        found: object = json.loads(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(
+            f"{path} cannot be read: {error}", code="cli.file", field="--file", remedy="Check the path."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise InvalidInput(
+            f"{path} is not JSON: {error}", code="cli.file", field="--file", remedy="Write a JSON object."
+        ) from error
+    if not isinstance(found, dict):
+        raise InvalidInput(
+            f"{path} holds no JSON object.", code="cli.file", field="--file", remedy='Write {"name": ...}.'
+        )
+    return cast("Json", found)

@@ -1,0 +1,95 @@
+"""`cortex status`, `cortex events`, `cortex usage`: how things are, what happened, who used what."""
+
+from typing import Annotated, Any, cast
+
+import typer
+
+from cortex_cli import output
+from cortex_cli.commands.options import Json
+from cortex_cli.session import Session
+from cortex_cli.shapes import Event
+
+
+def status(context: typer.Context, as_json: Json = False) -> None:
+    """Is it up, where, and what does it serve? Exit code 3 when it is not running."""
+    session = Session.of(context)
+    with session.api() as api:
+        found = api.get("/status")
+        models = api.models()
+    if as_json:
+        output.as_json({"api_url": api.url, "gateway_url": session.access().gateway_url, **found})
+        return
+    pairs: list[tuple[str, object]] = [("admin API", f"{api.url}/api/v1")]
+    if session.is_local():
+        pairs += [("OpenAI API", f"{session.access().gateway_url}/v1"), ("home", session.home().path)]
+    output.fields([*pairs, *((name, _flat(value)) for name, value in found.items())])
+    print()
+    rows = [
+        (model["name"], model["state"], f"{model.get('ready_replicas', 0)}/{model['replicas']}")
+        for model in models
+    ]
+    output.table(("MODEL", "STATE", "READY"), rows, empty="No models yet. `cortex run FILE.gguf` serves one.")
+
+
+def events(
+    context: typer.Context,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Stay and print what happens.")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="So many of the last ones.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """What happened last."""
+    with Session.of(context).api() as api:
+        found = api.events(limit)
+        if as_json and not follow:
+            output.as_json(found)
+            return
+        for event in found:
+            _print(event, as_json=as_json)
+        if follow:
+            seen = {event["id"] for event in found}
+            with api.follow_events() as coming:
+                for event in coming:
+                    if event["id"] not in seen:
+                        _print(event, as_json=as_json)
+
+
+def usage(
+    context: typer.Context,
+    by: Annotated[str | None, typer.Option(help="Group by `model`, `key` or `day`.")] = None,
+    since: Annotated[str | None, typer.Option(help="ISO 8601 with a zone.")] = None,
+    until: Annotated[str | None, typer.Option(help="ISO 8601 with a zone.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Requests and tokens, counted once each."""
+    with Session.of(context).api() as api:
+        found = api.get("/usage", {"group_by": by, "since": since, "until": until})
+    if as_json:
+        output.as_json(found)
+        return
+    items = cast("list[dict[str, Any]]", found.get("items") or [])
+    headings = list(items[0]) if items else []
+    rows = [[item.get(name) for name in headings] for item in items]
+    output.table([name.upper().replace("_", " ") for name in headings], rows, empty="Nothing was used yet.")
+    output.fields([(name, value) for name, value in found.items() if name not in ("items", "next_cursor")])
+
+
+def _print(event: Event, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        print(json.dumps(event, ensure_ascii=False), flush=True)
+        return
+    where = event.get("model") or event.get("node") or ""
+    print(
+        f"{event['at'][:19]}  {event['level']:<7}  {event['kind']:<24}  {where:<16}  {event['message']}",
+        flush=True,
+    )
+
+
+def _flat(value: object) -> object:
+    if isinstance(value, dict):
+        found = cast("dict[str, object]", value)
+        return ", ".join(f"{name} {_flat(part)}" for name, part in found.items() if part is not None)
+    if isinstance(value, list):
+        return ", ".join(str(_flat(part)) for part in cast("list[object]", value))
+    return value

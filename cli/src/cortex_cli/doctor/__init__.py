@@ -1,0 +1,1 @@
+"""`cortex doctor`: what this machine can do, and what is wrong."""
