@@ -52,7 +52,7 @@ def ports() -> list[Finding]:
 
 def running(place: Home) -> list[Finding]:
     """Whether it runs, and how each service is."""
-    if not is_held(place.up_lock):
+    if not place.run.is_dir() or not is_held(place.up_lock):
         return [Finding("system", "note", "not running: `cortex up` starts it"), *ports()]
     holder = read_holder(place.up_lock)
     found = [Finding("system", "ok", f"runs (pid {holder.pid})" if holder else "runs")]

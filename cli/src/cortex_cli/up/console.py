@@ -42,7 +42,7 @@ class Console:
             self._up.append(f"{event.name} {event.seconds:.1f} s")
             if self._terminal and not self._started:
                 print(f"{_CLEAR}  {' · '.join(self._up)}", end="", flush=True)
-        elif event.happening is Happening.died and not self._stopping:
+        elif event.happening is Happening.died and self._started and not self._stopping:
             self._down.add(event.name)
             self.say(f"{_clock()} {event.name} died: {event.detail}; starting it again.")
         elif event.happening is Happening.restarted and event.name in self._down:

@@ -189,5 +189,6 @@ async def live(up: Up) -> int:
         await up.run()
     except CortexError as error:
         up.console.error(error)
-        return exit_code(error)
+        # It is this machine that failed, not one that could not be reached.
+        return ExitCode.failed if isinstance(error, Unavailable) else exit_code(error)
     return ExitCode.ok
