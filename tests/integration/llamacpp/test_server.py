@@ -117,6 +117,17 @@ def test_embeddings(models: Path, start: Start) -> None:
     assert other < 0.9
 
 
+def test_without_the_systems_openmp(models: Path, start: Start, tmp_path: Path) -> None:
+    # Lent before the server looks for it, so that it is used also where the system has one.
+    (tmp_path / "sitecustomize.py").write_text("from cortex_llamacpp import openmp\nassert openmp.lend()\n")
+    engine = start(models / "causal.gguf", "-t", "2", environment={"PYTHONPATH": str(tmp_path)})
+    engine.wait_healthy()
+    mapped = Path(f"/proc/{engine.process.pid}/maps").read_text()
+    assert "libomp.so" in mapped
+    assert "libgomp.so" not in mapped
+    assert answer(engine)["choices"][0]["message"]["content"] == STORY
+
+
 def test_the_api_key_comes_from_the_environment(models: Path, start: Start) -> None:
     engine = start(models / "causal.gguf", environment={"LLAMA_API_KEY": "s3cret", "LLAMA_ARG_PORT": "1"})
     engine.wait_healthy()

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import xllamacpp
 from cortex_llamacpp.arguments import BadArgument, fill
 from cortex_llamacpp.flags import FLAGS, Choice, Number, Special, Switch, Text
 from cortex_llamacpp.refused import REFUSED
 from cortex_llamacpp.server import main
+from cortex_llamacpp.wheel import load_wheel
 
-WHEEL: Any = xllamacpp
+WHEEL: Any = load_wheel()
 DRAFT_SIMPLE = WHEEL.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE
 NGRAM_MOD = WHEEL.common_speculative_type.COMMON_SPECULATIVE_TYPE_NGRAM_MOD
 

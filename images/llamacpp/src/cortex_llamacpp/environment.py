@@ -1,8 +1,8 @@
-"""The environment variables that the server reads: the API key, which must not stand in argv."""
+"""The environment variables that the server reads or sets: the API key must not stand in argv."""
 
 import os
 
-__all__ = ["api_keys", "ignored_variables"]
+__all__ = ["api_keys", "ignored_variables", "set_unless_given"]
 
 
 def api_keys() -> list[str]:
@@ -14,3 +14,8 @@ def api_keys() -> list[str]:
 def ignored_variables() -> list[str]:
     """Variables that llama-server would take for flags and this program does not; names only."""
     return sorted(name for name in os.environ if name.startswith("LLAMA_ARG_"))  # noqa: TID251 # as above
+
+
+def set_unless_given(name: str, value: str) -> None:
+    """Set a variable that a library of this process reads while it starts, unless the caller has set it."""
+    os.environ.setdefault(name, value)  # noqa: TID251 # as above

@@ -1,6 +1,5 @@
 """`cortex-llama-server`: llama.cpp's HTTP server, out of the xllamacpp wheel, with llama-server's argv."""
 
-import importlib
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from cortex_llamacpp.arguments import BadArgument, fill
 from cortex_llamacpp.environment import api_keys, ignored_variables
 from cortex_llamacpp.flags import FLAGS
 from cortex_llamacpp.refused import REFUSED
+from cortex_llamacpp.wheel import load_wheel
 
 __all__ = ["main"]
 
@@ -32,11 +32,11 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.write(_usage())
         return 0
     try:
-        wheel: Any = importlib.import_module("xllamacpp")
+        wheel = load_wheel()
     except ImportError as error:
         _say(
-            f"the xllamacpp wheel does not load ({error}); install it and the system's libgomp and libstdc++ "
-            "(Debian: libgomp1 libstdc++6; Fedora: libgomp libstdc++), or run a llama-server binary"
+            f"the xllamacpp wheel does not load ({error}); install it, and libstdc++ and libgomp "
+            "(Debian: libstdc++6 libgomp1; Fedora: libstdc++ libgomp), or run a llama-server binary"
         )
         return 1
     if "--version" in words:

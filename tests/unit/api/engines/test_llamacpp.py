@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from cortex_api.engines import ENGINES, ModelSpec, Slot, check, parse_settings
 from cortex_llamacpp.arguments import fill
+from cortex_llamacpp.wheel import load_wheel
 from cortex_shared.contracts.base import content_hash
 from cortex_shared.contracts.rpc import InspectReply
 from cortex_shared.errors import InvalidInput
@@ -261,7 +262,7 @@ def test_an_unread_file_is_assumed_and_said() -> None:
 )
 @pytest.mark.parametrize("task", ["chat", "embedding", "rerank"])
 def test_our_own_server_takes_every_plan(settings: dict[str, Any], task: str) -> None:
-    xllamacpp = pytest.importorskip("xllamacpp")
+    wheel = load_wheel()
     model = spec(settings, task=task)
     filled = [
         argument.replace("{", "").replace("}", "").replace("host", "127.0.0.1")
@@ -269,6 +270,6 @@ def test_our_own_server_takes_every_plan(settings: dict[str, Any], task: str) ->
         else argument.replace("{port}", "20000").replace("{", "").replace("}", "")
         for argument in ENGINE.plan(model, Slot(gpus=("a", "b"))).argv
     ]
-    params = xllamacpp.CommonParams()
-    fill(params, filled, xllamacpp)
+    params = wheel.CommonParams()
+    fill(params, filled, wheel)
     assert params.endpoint_metrics
