@@ -1,0 +1,196 @@
+"""Routes in memory: names and aliases, endpoints, slots, and the line of requests that wait for one."""
+
+import random
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+from cortex_shared.contracts.routes import Endpoint as EndpointContract
+from cortex_shared.contracts.routes import Route as RouteContract
+from cortex_shared.contracts.routes import RoutingTable
+from cortex_shared.logs import get_logger
+
+from cortex_gateway.balance import Chooser, RetryBudget
+from cortex_gateway.endpoint import Endpoint
+from cortex_gateway.settings import UpstreamSettings
+from cortex_gateway.stats import RouteStats, Stats
+
+_log = get_logger("table")
+
+type EndpointId = tuple[str, str, str, str]
+
+
+class Waiter(Protocol):
+    """A request in line for a slot."""
+
+    def admitted(self, slot: "Slot") -> None:
+        """The slot is the request's now."""
+        ...
+
+    def unrouted(self) -> None:
+        """The route is gone; there will be no slot."""
+        ...
+
+
+class Slot:
+    """One request's place on an endpoint. Released exactly once, however often `release` is called."""
+
+    __slots__ = ("_held", "_probe", "_route", "endpoint")
+
+    def __init__(self, route: "Route", endpoint: Endpoint, *, probe: bool) -> None:
+        self._route = route
+        self.endpoint = endpoint
+        self._held = True
+        self._probe = probe
+        endpoint.outstanding += 1
+        if probe:
+            endpoint.probing = True
+
+    def release(self) -> None:
+        """Give the place to the next in line."""
+        if self._held:
+            self._held = False
+            self.endpoint.outstanding -= 1
+            if self._probe:
+                self.endpoint.probing = False
+            if self._route.waiting:
+                self._route.serve_waiting()
+
+
+class Route:
+    """One served name. Lives across routing tables, so that its line, budget and counts do."""
+
+    def __init__(
+        self, contract: RouteContract, stats: RouteStats, settings: UpstreamSettings, clock: "Clock"
+    ) -> None:
+        self.name = contract.name
+        self.stats = stats
+        self.budget = RetryBudget(settings.retry_share, settings.retry_burst)
+        self.waiting: dict[Waiter, None] = {}
+        self._clock = clock
+        self._by_id: dict[EndpointId, Endpoint] = {}
+        self.contract = contract
+        self.endpoints: list[Endpoint] = []
+        self.chooser: Chooser[Endpoint] = Chooser([], 0, clock.chance)
+
+    def update(self, contract: RouteContract, fleet_secret: str, forget: Callable[[Endpoint], None]) -> None:
+        """Take what a new table says of this route; endpoints that are the same keep their state."""
+        self.contract = contract
+        kept: dict[EndpointId, Endpoint] = {}
+        for told in contract.endpoints:
+            identity = _identity(told)
+            endpoint = self._by_id.get(identity)
+            if endpoint is None:
+                try:
+                    endpoint = Endpoint(told, fleet_secret)
+                except ValueError as error:
+                    _log.warning("route.endpoint_unusable", route=self.name, error=str(error))
+                    continue
+            endpoint.weight = told.weight
+            kept[identity] = endpoint
+        for identity, endpoint in self._by_id.items():
+            if identity not in kept:
+                forget(endpoint)
+        self._by_id = kept
+        self.endpoints = list(kept.values())
+        self.chooser = Chooser(self.endpoints, contract.policy.concurrency, self._clock.chance)
+        self.serve_waiting()
+
+    def admit(self, tried: Collection[Endpoint] = ()) -> Slot | None:
+        """A slot now, or None when there is none. Who waits longer goes first."""
+        if self.waiting and not tried:
+            return None
+        endpoint = self.chooser.pick(self._clock.time(), tried)
+        if endpoint is None:
+            return None
+        return self._slot(endpoint)
+
+    def serve_waiting(self) -> None:
+        """Hand free slots to those that wait, first come first served."""
+        while self.waiting:
+            endpoint = self.chooser.pick(self._clock.time())
+            if endpoint is None:
+                return
+            waiter = next(iter(self.waiting))
+            del self.waiting[waiter]
+            waiter.admitted(self._slot(endpoint))
+
+    def close(self, forget: Callable[[Endpoint], None]) -> None:
+        """The route is gone."""
+        for endpoint in self.endpoints:
+            forget(endpoint)
+        self._by_id, self.endpoints = {}, []
+        while self.waiting:
+            waiter = next(iter(self.waiting))
+            del self.waiting[waiter]
+            waiter.unrouted()
+
+    def _slot(self, endpoint: Endpoint) -> Slot:
+        probe = endpoint.failures > 0 and endpoint.half_open(self._clock.time())
+        return Slot(self, endpoint, probe=probe)
+
+
+class Clock:
+    """The loop's time, and chance: what deciding takes from outside."""
+
+    __slots__ = ("chance", "time")
+
+    def __init__(self, time: Callable[[], float], chance: random.Random) -> None:
+        self.time = time
+        self.chance = chance
+
+
+class Table:
+    """All routes. `loaded` says whether a table was ever received."""
+
+    def __init__(
+        self,
+        settings: UpstreamSettings,
+        stats: Stats,
+        clock: Clock,
+        *,
+        fleet_secret: str,
+        forget: Callable[[Endpoint], None],
+    ) -> None:
+        """`forget` is told of each endpoint that left."""
+        self._settings = settings
+        self._stats = stats
+        self._clock = clock
+        self._fleet_secret = fleet_secret
+        self._forget = forget
+        self._routes: dict[str, Route] = {}
+        self._names: dict[str, Route] = {}
+        self.loaded = False
+
+    def replace(self, table: RoutingTable) -> None:
+        """Take a whole table: requests from now on see it, requests under way are left alone."""
+        routes: dict[str, Route] = {}
+        names: dict[str, Route] = {}
+        for contract in table.routes:
+            route = self._routes.get(contract.name)
+            if route is None:
+                stats = self._stats.route(contract.name)
+                route = Route(contract, stats, self._settings, self._clock)
+            routes[contract.name] = route
+            route.update(contract, self._fleet_secret, self._forget)
+        for route in routes.values():
+            for alias in route.contract.aliases:
+                names.setdefault(alias, route)
+        names.update(routes)
+        gone = [route for name, route in self._routes.items() if name not in routes]
+        self._routes, self._names = routes, names
+        self.loaded = True
+        for route in gone:
+            route.close(self._forget)
+            self._stats.forget_route(route.name)
+
+    def find(self, name: str) -> Route | None:
+        """The route of a name or alias."""
+        return self._names.get(name)
+
+    def routes(self) -> list[Route]:
+        """All routes, in the table's order."""
+        return list(self._routes.values())
+
+
+def _identity(endpoint: EndpointContract) -> EndpointId:
+    return endpoint.instance, endpoint.url, endpoint.key or "", endpoint.model or ""

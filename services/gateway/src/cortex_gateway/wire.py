@@ -1,0 +1,86 @@
+"""Bytes of heads: answers to clients, requests to engines, and which headers pass."""
+
+import re
+from http import HTTPStatus
+
+from cortex_gateway.keys import KEY_HEADERS
+
+type HeaderList = list[tuple[bytes, bytes]]
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
+_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}\Z")
+
+# Hop-by-hop headers, headers that the gateway writes itself, and credentials, which stay here.
+_KEPT_BACK = frozenset(
+    (
+        *KEY_HEADERS,
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"accept-encoding",
+        b"cookie",
+        b"expect",
+        b"x-request-id",
+        b"forwarded",
+        b"x-forwarded-for",
+        b"user-agent",
+        b"x-stainless-arch",
+        b"x-stainless-async",
+        b"x-stainless-lang",
+        b"x-stainless-os",
+        b"x-stainless-package-version",
+        b"x-stainless-read-timeout",
+        b"x-stainless-retry-count",
+        b"x-stainless-runtime",
+        b"x-stainless-runtime-version",
+        b"x-stainless-timeout",
+    )
+)
+
+
+def status_line(status: int) -> bytes:
+    """`HTTP/1.1 200 OK` with its line end."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Status\r\n" % status
+
+
+def request_head(fixed: bytes, headers: HeaderList, request_id: bytes, length: int) -> bytes:
+    """The head of a request to an engine; `fixed` is the endpoint's part, `headers` are the client's."""
+    parts = [fixed]
+    dropped: frozenset[bytes] | None = None
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            dropped = frozenset(token.strip().lower() for token in value.split(b","))
+    for name, value in headers:
+        if name not in _KEPT_BACK and (dropped is None or name not in dropped):
+            parts.append(b"%b: %b\r\n" % (name, value))
+    parts.append(
+        b"content-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+        % (request_id, length)
+    )
+    return b"".join(parts)
+
+
+def find(headers: HeaderList, name: bytes) -> bytes | None:
+    """The first header of that name (lower case)."""
+    for header, value in headers:
+        if header == name:
+            return value
+    return None
+
+
+def shown_id(headers: HeaderList, own: bytes) -> bytes:
+    """The id that the client sees: its own `x-request-id` if that looks sane, else ours."""
+    told = find(headers, b"x-request-id")
+    return told if told is not None and _SANE_ID.match(told) else own
