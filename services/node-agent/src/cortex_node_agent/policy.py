@@ -23,7 +23,9 @@ def check(plan: Plan, *, remote_code: bool) -> None:
         )
     for name in (*plan.env, *plan.secrets):
         if _ENV_NAME.fullmatch(name) is None:
-            raise InvalidInput(f"{name!r} is no name of an environment variable", code="bad_plan", field="env")
+            raise InvalidInput(
+                f"{name!r} is no name of an environment variable", code="bad_plan", field="env"
+            )
         if name in _HOST_ONLY or name.startswith(_HOST_ONLY_PREFIXES):
             raise Forbidden(
                 f"the environment variable {name} is this host's to set",

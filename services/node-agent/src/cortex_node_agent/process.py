@@ -59,7 +59,9 @@ class RunRecord(BaseModel, frozen=True):
 class ProcessRun:
     """An engine and its runner. `child` is the runner where this very agent started it."""
 
-    def __init__(self, record: RunRecord, path: Path, pidfd: int, child: subprocess.Popen[bytes] | None) -> None:
+    def __init__(
+        self, record: RunRecord, path: Path, pidfd: int, child: subprocess.Popen[bytes] | None
+    ) -> None:
         self._record = record
         self._path = path
         self._pidfd = pidfd
@@ -150,14 +152,19 @@ class ProcessRuntime:
         self._env = {name: base_env[name] for name in ("LD_LIBRARY_PATH",) if name in base_env}
         self._boot_id = procfs.boot_id()
         source = Path(__file__).with_name("runner.py")
+        compiled = state.path / "runner.pyc"
         self._runner = str(source)
         with suppress(OSError):
-            self._runner = py_compile.compile(str(source), str(state.path / "runner.pyc"), doraise=True)
+            py_compile.compile(str(source), str(compiled), doraise=True)
+            self._runner = str(compiled)
 
     async def start(self, orders: Orders) -> ProcessRun:
         """Shielded: a start takes some 20 ms, and one that was begun must be known."""
+        run: ProcessRun | None = None
         with anyio.CancelScope(shield=True):
-            return await self._start(orders)
+            run = await self._start(orders)
+        assert run is not None, "a shielded scope is not cancelled"
+        return run
 
     async def _start(self, orders: Orders) -> ProcessRun:
         instance = orders.start.instance

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-import anyio.to_thread
 from cortex_shared.contracts.observed import ProgramObserved
 from cortex_shared.errors import NotFound
 from cortex_shared.logs import get_logger
@@ -34,14 +33,14 @@ class Programs:
     """The map of this host: what was set, and what was found."""
 
     def __init__(self, told: Mapping[str, str], environment: Mapping[str, str]) -> None:
-        """`told` is the programs setting; `environment` is what programs run with when asked their version."""
+        """`told` is the programs setting; `environment` is what programs are asked their version with."""
         self._environment = dict(environment)
         self._map = {name: Program(name, split_target(target)) for name, target in told.items()}
         self._versions: dict[str, str | None] = {}
         self._found = anyio.Event()
 
     async def discover(self) -> None:
-        """Look for programs that were not set. Quick, unless there is a llama-server on the path to be tried."""
+        """Look for programs that were not set. Quick, unless a llama-server on the path has to be tried."""
         path = self._environment.get("PATH")
         if _LLAMA not in self._map:
             own = Path(sys.executable).with_name("cortex-llama-server")

@@ -11,7 +11,7 @@ One such process stays for every engine, so it imports nothing but what is built
     SIGTERM          stop: SIGTERM to the engine's group, SIGKILL after the grace; SIGUSR1: SIGKILL now
 """
 
-import _signal
+import _signal  # pyright: ignore[reportMissingImports] (built in, but without stubs)
 import errno
 import marshal
 import os
@@ -30,7 +30,7 @@ LEFTOVER_SECONDS = 5.0
 class Log:
     """A log in files named by the offset of their first byte in the whole log; the oldest are removed."""
 
-    def __init__(self, folder, file_bytes_max, files_max):
+    def __init__(self, folder: str, file_bytes_max: int, files_max: int) -> None:
         self.folder = folder
         self.file_bytes_max = file_bytes_max
         self.files_max = files_max
@@ -44,16 +44,16 @@ class Log:
             self.size = 0
         self.start = self.base + self.size
 
-    def names(self):
+    def names(self) -> list[str]:
         try:
             return sorted(name for name in os.listdir(self.folder) if name.endswith(".log"))
         except OSError:
             return []
 
-    def path(self):
+    def path(self) -> str:
         return f"{self.folder}/{self.base:020d}.log"
 
-    def write(self, data):
+    def write(self, data: bytes) -> None:
         """Append; what a full disk refuses is counted and left out, for the engine must go on."""
         try:
             if self.lost_bytes:
@@ -64,7 +64,7 @@ class Log:
         except OSError:
             self.lost_bytes += len(data)
 
-    def _append(self, data):
+    def _append(self, data: bytes) -> None:
         if self.fd < 0 or self.size >= self.file_bytes_max:
             self._turn()
         while data:
@@ -72,7 +72,7 @@ class Log:
             self.size += written
             data = data[written:]
 
-    def _turn(self):
+    def _turn(self) -> None:
         if self.size >= self.file_bytes_max:
             self.base, self.size = self.base + self.size, 0
             if self.fd >= 0:
@@ -83,7 +83,7 @@ class Log:
             os.unlink(f"{self.folder}/{name}")
 
 
-def stat_fields(pid):
+def stat_fields(pid: int) -> list[bytes] | None:
     """Fields of /proc/PID/stat from the state on (proc(5)); None when there is no such process."""
     try:
         fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY)
@@ -97,29 +97,26 @@ def stat_fields(pid):
         os.close(fd)
 
 
-def ticks_of(pid):
+def ticks_of(pid: int) -> int:
     """When it was started, in clock ticks since boot; 0 when there is no such process."""
     fields = stat_fields(pid)
     return int(fields[19]) if fields else 0
 
 
-def leftovers(session, run):
+def leftovers(session: int, run: str) -> list[int]:
     """Processes of the engine's session, and those that carry its mark in their environment."""
     mark = f"CORTEX_RUN={run}".encode()
-    own = str(os.getpid())
-    found = []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or name == own:
+    found: list[int] = []
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
+        fields = stat_fields(pid)
+        if fields is None or fields[0] in (b"Z", b"X") or pid == os.getpid():
             continue
-        fields = stat_fields(name)
-        if fields is None or fields[0] in (b"Z", b"X"):
-            continue
-        if int(fields[3]) == session or mark in environment(name):
-            found.append(int(name))
+        if int(fields[3]) == session or mark in environment(pid):
+            found.append(pid)
     return found
 
 
-def environment(pid):
+def environment(pid: int) -> list[bytes]:
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
             return file.read().split(b"\0")
@@ -127,7 +124,7 @@ def environment(pid):
         return []
 
 
-def kill_leftovers(session, run):
+def kill_leftovers(session: int, run: str) -> None:
     """SIGKILL whatever is left of the engine (vLLM leaves workers behind), until nothing is."""
     deadline = time.monotonic() + LEFTOVER_SECONDS
     while time.monotonic() < deadline:
@@ -139,15 +136,15 @@ def kill_leftovers(session, run):
         time.sleep(0.01)
 
 
-def send(pid, number):
-    try:
+def send(pid: int, number: int) -> None:
+    try:  # noqa: SIM105 (contextlib would cost 2 ms of every start)
         os.kill(pid, number)
     except OSError:
         pass
 
 
-def spawn(orders, output):
-    """Start the engine in a session of its own; returns its pid. Raises OSError when it cannot be executed."""
+def spawn(argv: list[str], env: dict[str, str], cwd: str, output: int) -> int:
+    """Start the engine in a session of its own; returns its pid. OSError: it cannot be executed."""
     told, telling = os.pipe()
     runner = os.getpid()
     pid = os.fork()
@@ -166,8 +163,8 @@ def spawn(orders, output):
             for number in range(1, 32):
                 if number not in (SIGKILL, 19):  # SIGSTOP
                     _signal.signal(number, _signal.SIG_DFL)
-            os.chdir(orders["cwd"])
-            os.execve(orders["argv"][0], orders["argv"], orders["env"])
+            os.chdir(cwd)
+            os.execve(argv[0], argv, env)
         except OSError as error:
             os.write(telling, str(error.errno).encode())
         finally:
@@ -177,11 +174,11 @@ def spawn(orders, output):
     os.close(told)
     if failed:
         os.waitpid(pid, 0)
-        raise OSError(int(failed), orders["argv"][0])
+        raise OSError(int(failed), "not executed", argv[0])
     return pid
 
 
-def json(value):
+def json(value: object) -> str:
     """A number, a truth or nothing as JSON."""
     return "null" if value is None else str(value).lower()
 
@@ -189,11 +186,11 @@ def json(value):
 class Record:
     """The JSON file that says who runs and how it ended. Its length never changes."""
 
-    def __init__(self, path, head):
+    def __init__(self, path: str, head: str) -> None:
         self.path = path
         self.head = head.encode()
 
-    def write(self, values):
+    def write(self, values: dict[str, object]) -> None:
         """Replace it; with no room for another file, write over the one there is."""
         text = "".join(f', "{name}": {json(value)}' for name, value in values.items()) + "}"
         data = self.head + text.encode().ljust(RECORD_ROOM_BYTES)
@@ -217,16 +214,16 @@ class Record:
 class Watch:
     """Waits for output, for signals and for the end of the engine."""
 
-    def __init__(self, pid, output, signals, log, grace_seconds):
+    def __init__(self, pid: int, output: int, signals: int, log: Log, grace_seconds: float) -> None:
         self.pid = pid
         self.output = output
         self.signals = signals
         self.log = log
         self.grace_seconds = grace_seconds
-        self.deadline = None
+        self.deadline: float | None = None
         self.asked = False
 
-    def until_end(self):
+    def until_end(self) -> None:
         pidfd = os.pidfd_open(self.pid)
         poll = select.poll()
         for fd in (self.output, self.signals, pidfd):
@@ -248,7 +245,7 @@ class Watch:
                 os.close(pidfd)
                 return
 
-    def copy(self):
+    def copy(self) -> bool:
         """Move what there is from the pipe to the log; False at its end."""
         try:
             data = os.read(self.output, READ_BYTES)
@@ -258,7 +255,7 @@ class Watch:
             self.log.write(data)
         return bool(data)
 
-    def drain(self):
+    def drain(self) -> None:
         """The last words: what is in the pipe when everything that could write to it is gone."""
         while True:
             try:
@@ -269,7 +266,7 @@ class Watch:
                 return
             self.log.write(data)
 
-    def signalled(self, number):
+    def signalled(self, number: int) -> None:
         if number == SIGUSR1:
             self.asked = True
             self.kill_group(SIGKILL)
@@ -278,27 +275,31 @@ class Watch:
             self.deadline = time.monotonic() + self.grace_seconds
             self.kill_group(SIGTERM)
 
-    def kill_group(self, number):
+    def kill_group(self, number: int) -> None:
         try:
             os.killpg(self.pid, number)
         except OSError:
             send(self.pid, number)
 
 
-def listen_for_signals():
+def nothing(_number: int, _frame: object) -> None:
+    """The number arrives through the pipe."""
+
+
+def listen_for_signals() -> int:
     reader, writer = os.pipe()
     for fd in (reader, writer):
         os.set_blocking(fd, False)
     _signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     for number in (SIGTERM, SIGUSR1):
-        _signal.signal(number, lambda *_: None)
+        _signal.signal(number, nothing)
     for number in (1, 2):  # a terminal's hang-up and Ctrl-C are the agent's business
         _signal.signal(number, _signal.SIG_IGN)
     return reader
 
 
-def say(text):
-    try:
+def say(text: str) -> None:
+    try:  # noqa: SIM105 (as above)
         os.write(1, text.encode())
     except OSError:
         pass  # the agent went away; it finds the record when it comes back
@@ -308,18 +309,22 @@ def say(text):
     os.close(null)
 
 
-def main():
+def main() -> None:
     orders = marshal.loads(sys.stdin.buffer.read())
     signals = listen_for_signals()
     log = Log(orders["log_dir"], orders["log_file_bytes_max"], orders["log_files_max"])
-    who = {"runner_pid": os.getpid(), "runner_ticks": ticks_of(os.getpid()), "log_start": log.start}
+    who: dict[str, object] = {
+        "runner_pid": os.getpid(),
+        "runner_ticks": ticks_of(os.getpid()),
+        "log_start": log.start,
+    }
     record = Record(orders["record"], orders["head"])
     output, writing = os.pipe()
     os.set_blocking(output, False)
     try:
         # Before the engine: one that could not be written down would be lost to the next agent.
         record.write(who)
-        pid = spawn(orders, writing)
+        pid = spawn(orders["argv"], orders["env"], orders["cwd"], writing)
     except OSError as error:
         say(f"error {error.errno} {error.filename}\n")
         return
@@ -338,7 +343,12 @@ def main():
     code, number = os.waitstatus_to_exitcode(status), None
     if code < 0:
         code, number = None, -code
-    ended = {"status": code, "signal": number, "asked": watch.asked, "ended_at": time.time()}
+    ended: dict[str, object] = {
+        "status": code,
+        "signal": number,
+        "asked": watch.asked,
+        "ended_at": time.time(),
+    }
     record.write(who | ended)
 
 

@@ -1,0 +1,39 @@
+"""One agent for each state folder: a lock that dies with its holder and says who that is."""
+
+import fcntl
+import os
+from pathlib import Path
+
+from cortex_shared.errors import Conflict
+
+
+class StateLock:
+    """Held from `take` until the process ends or `release`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "agent.lock"
+        self._fd: int | None = None
+
+    def take(self) -> None:
+        """Raises Conflict (`agent.already_runs`) naming the holder's pid."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(fd)
+            raise Conflict(
+                f"another agent (pid {holder}) uses the state folder {self._path.parent}",
+                code="agent.already_runs",
+                field="state",
+                remedy="stop that agent first, or give this one a state folder of its own (--state)",
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        """Let another one in."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
