@@ -82,11 +82,12 @@ class FleetMachine(RuleBasedStateMachine):
         self.state.be_patient(self.now)
         assert self.routes() == before
 
-    @rule(name=st.sampled_from(NODES), model_id=st.sampled_from(MODELS), fails=st.booleans())
-    def a_gateway_says(self, name: str, model_id: int, fails: bool) -> None:
+    @rule(names=st.sets(st.sampled_from(NODES)), model_id=st.sampled_from(MODELS), fails=st.booleans())
+    def a_gateway_says(self, names: set[str], model_id: int, fails: bool) -> None:
         before = self.routes()
-        told = evidence(f"{name}-{model_id}", successes=not fails, connect_failures=fails)
-        self.state.fold_evidence(told, self.now)
+        for name in names:
+            told = evidence(f"{name}-{model_id}", successes=not fails, connect_failures=fails)
+            self.state.fold_evidence(told, self.now)
         live = {n for n, known in self.state.nodes.items() if known.judgement.verdict == "live"}
         for old, new in zip(before, self.routes(), strict=True):
             if any(endpoint.node in live for endpoint in old.endpoints):

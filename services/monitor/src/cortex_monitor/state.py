@@ -140,12 +140,13 @@ class FleetState:
         for name, judgement in judge(map(self._facts, self.nodes.values()), self._rules, now).items():
             node = self.nodes[name]
             before = node.judgement
-            if node.since is None or before.verdict != judgement.verdict:
+            first = node.since is None
+            if first or before.verdict != judgement.verdict:
                 node.since = wall
             if before.verdict == "frozen" and judgement.verdict == "silent":
                 node.patient_from = now
             node.judgement = judgement
-            if before != judgement:
+            if first or before != judgement:
                 changed.append((node, before))
         return changed
 

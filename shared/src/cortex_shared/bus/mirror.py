@@ -80,32 +80,33 @@ class Mirror:
             await anyio.sleep(wait)
 
     async def _follow(self, session: Session) -> None:
-        inbox = session.nc.new_inbox()
         send, receive = anyio.create_memory_object_stream[Msg](_PENDING_MAX)
         name = new_process_name("mirror")
-        subscription = await session.nc.subscribe(inbox, cb=_into(send))
-        try:
-            info = await session.js.add_consumer(
-                self._stream,
-                ConsumerConfig(
-                    name=name,
-                    deliver_subject=inbox,
-                    deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
-                    ack_policy=AckPolicy.NONE,
-                    filter_subject=self._subjects,
-                    idle_heartbeat=_HEARTBEAT_SECONDS,
-                    inactive_threshold=60,
-                    mem_storage=True,
-                    num_replicas=1,
-                    max_deliver=1,
-                ),
-            )
-            await self._read(receive, pending=info.num_pending or 0)
-        finally:
-            with anyio.move_on_after(1, shield=True), suppress(*NOT_NOW):
-                await subscription.unsubscribe()
-                if not session.lost.is_set():
-                    await session.js.delete_consumer(self._stream, name)
+        inbox = session.nc.new_inbox()
+        with send, receive:
+            subscription = await session.nc.subscribe(inbox, cb=_into(send))
+            try:
+                info = await session.js.add_consumer(
+                    self._stream,
+                    ConsumerConfig(
+                        name=name,
+                        deliver_subject=inbox,
+                        deliver_policy=DeliverPolicy.LAST_PER_SUBJECT,
+                        ack_policy=AckPolicy.NONE,
+                        filter_subject=self._subjects,
+                        idle_heartbeat=_HEARTBEAT_SECONDS,
+                        inactive_threshold=60,
+                        mem_storage=True,
+                        num_replicas=1,
+                        max_deliver=1,
+                    ),
+                )
+                await self._read(receive, pending=info.num_pending or 0)
+            finally:
+                with anyio.move_on_after(1, shield=True), suppress(*NOT_NOW):
+                    await subscription.unsubscribe()
+                    if not session.lost.is_set():
+                        await session.js.delete_consumer(self._stream, name)
 
     async def _read(self, receive: anyio.abc.ObjectReceiveStream[Msg], *, pending: int) -> None:
         fresh: dict[str, Entry] = {}
@@ -161,7 +162,7 @@ class Mirror:
 def _into(send: MemoryObjectSendStream[Msg]) -> Callable[[Msg], Coroutine[Any, Any, None]]:
     async def received(message: Msg) -> None:
         # A full buffer loses the message; the gap in consumer sequences makes the reader begin again.
-        with suppress(anyio.WouldBlock, anyio.BrokenResourceError):
+        with suppress(anyio.WouldBlock, anyio.BrokenResourceError, anyio.ClosedResourceError):
             send.send_nowait(message)
 
     return received
