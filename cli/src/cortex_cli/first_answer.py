@@ -17,7 +17,8 @@ from cortex_cli.embedded.layout import Home
 from cortex_cli.exit_codes import ExitCode, exit_code
 from cortex_cli.openai_chat import Chat
 from cortex_cli.progress import until_running
-from cortex_cli.served import ensure_model, read_wanted, register_folder
+from cortex_cli.served import ensure_model, read_wanted
+from cortex_cli.served_folders import register_folder
 from cortex_cli.shapes import Json, Model
 
 TINY = "cortex-tiny"

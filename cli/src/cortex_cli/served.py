@@ -8,13 +8,10 @@ from pathlib import Path
 from cortex_shared.errors import Conflict, InvalidInput, NotFound
 
 from cortex_cli.client import Api
-from cortex_cli.embedded.layout import Home, read_json, write_json
 from cortex_cli.shapes import Json, Model
-from cortex_cli.up import identity
 
 DEFAULT_QUANT = "Q4_K_M"
 _HUGGING_FACE = re.compile(r"hf:(?P<repo>[\w.-]+/[\w.-]+)(:(?P<what>[^:]+))?")
-_ROOTS_MAX = 256
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}$")
 
 
@@ -82,18 +79,6 @@ def ensure_model(api: Api, wanted: Wanted, settings: Mapping[str, object], *, na
             remedy=f"Choose another --name, or change it: `cortex models patch {called} --set ...`.",
         )
     return there
-
-
-def register_folder(home: Home, file: Path) -> None:
-    """Let the local node read models in the file's folder, too; it looks at this list each time."""
-    folder = str(file.parent)
-    if file.is_relative_to(home.models.resolve()):
-        return
-    path = home.node(identity.node_name(home)) / "roots.json"
-    known = read_json(path).get("roots")
-    roots = [str(root) for root in known] if isinstance(known, list) else []  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType] (JSON)
-    if folder not in roots:
-        write_json(path, {"roots": [*roots, folder][-_ROOTS_MAX:]})
 
 
 def _name(text: str) -> str:

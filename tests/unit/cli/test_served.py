@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from cortex_cli.embedded.layout import Home, read_json
-from cortex_cli.served import read_wanted, register_folder
-from cortex_cli.up.identity import node_name
+from cortex_cli.served import read_wanted
+from cortex_cli.served_folders import register_folder, roots_file
 from cortex_shared.errors import InvalidInput
 
 
@@ -51,4 +51,4 @@ def test_a_folder_is_registered_once_and_the_homes_own_never(tmp_path: Path) -> 
     outside = tmp_path / "models" / "a.gguf"
     for file in (outside, outside, home.models / "b.gguf"):
         register_folder(home, file)
-    assert read_json(home.node(node_name(home)) / "roots.json") == {"roots": [str(outside.parent)]}
+    assert read_json(roots_file(home)) == {"roots": [str(outside.parent)]}

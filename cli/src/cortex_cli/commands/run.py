@@ -29,7 +29,8 @@ def run(
     """Serve a model and wait until it answers. Exit code 7 if it fails."""
     from cortex_cli.commands.model_settings import read_body, schema_of
     from cortex_cli.progress import until_running
-    from cortex_cli.served import ensure_model, read_wanted, register_folder
+    from cortex_cli.served import ensure_model, read_wanted
+    from cortex_cli.served_folders import register_folder
 
     session = Session.of(context)
     wanted = read_wanted(model)

@@ -8,6 +8,7 @@ from cortex_cli.embedded import nats, postgres, redis
 from cortex_cli.embedded.child import Child
 from cortex_cli.embedded.layout import Home, private_folder
 from cortex_cli.embedded.servers import Servers
+from cortex_cli.served_folders import roots_file
 from cortex_cli.settings import CliSettings
 from cortex_cli.up import identity
 from cortex_cli.up.addresses import LOOPBACK, Addresses
@@ -65,6 +66,7 @@ class Services:
             "CORTEX_AGENT__NODE": node,
             "CORTEX_AGENT__ADDRESS": LOOPBACK,
             "CORTEX_AGENT__STATE": str(self._home.node(node)),
+            "CORTEX_AGENT__MODEL_ROOTS_FILE": str(roots_file(self._home)),
             "CORTEX_AGENT__MODEL_ROOTS": json.dumps([str(self._home.models)]),
             "CORTEX_NATS__CREDENTIALS": str(self._files.node),
         }

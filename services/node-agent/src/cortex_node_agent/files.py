@@ -1,20 +1,34 @@
 """Model files: where a plan's files lie under this host's model roots, and whether they can be used."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cortex_shared.contracts.plan import ModelFile
 from cortex_shared.errors import Forbidden, InvalidInput, NotFound
 from cortex_shared.gguf import BadGguf, GgufInfo, inspect
+from cortex_shared.logs import get_logger
+
+_log = get_logger("files")
 
 
 class ModelRoots:
     """The folders in which models may lie. Nothing outside is read, wherever a symbolic link leads."""
 
-    def __init__(self, roots: Sequence[Path]) -> None:
-        """The first root takes downloads. A root need not exist yet."""
-        self.paths = [Path(os.path.abspath(root)) for root in roots]
+    def __init__(self, roots: Sequence[Path], further: Path | None = None) -> None:
+        """The first root takes downloads. A root need not exist yet.
+
+        `further`: a file `{"roots": [...]}` of more roots, looked at whenever roots are needed.
+        """
+        self._told = [Path(os.path.abspath(root)) for root in roots]
+        self._further = further
+
+    @property
+    def paths(self) -> list[Path]:
+        """All roots now."""
+        return [*self._told, *_read_roots(self._further)] if self._further else self._told
 
     def locate(self, path: str) -> Path:
         """The absolute path of a file or folder that a plan names; its links are left as they are.
@@ -86,6 +100,17 @@ class ModelRoots:
 
     def _shown(self) -> str:
         return ", ".join(str(root) for root in self.paths) or "none"
+
+
+def _read_roots(path: Path) -> list[Path]:
+    try:
+        found: Any = json.loads(path.read_text())
+        return [Path(root) for root in found["roots"] if os.path.isabs(root)]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("roots.unreadable", path=str(path), error=str(error))
+        return []
 
 
 def _normal(path: Path) -> Path:

@@ -54,7 +54,7 @@ async def main(settings: Settings) -> None:
     gpus = Gpus()
     gpus.open()
     facts, warnings = HostFacts(told, gpus), Warnings()
-    roots = ModelRoots(told.model_roots)
+    roots = ModelRoots(told.model_roots, told.model_roots_file)
     reporter = Reporter(
         bus,
         told,

@@ -43,6 +43,10 @@ class AgentSettings(BaseModel):
         default=[Path("/var/cortex/models")],
         description="Folders in which model files lie; downloads go to the first.",
     )
+    model_roots_file: Path | None = Field(
+        default=None,
+        description='A JSON file {"roots": [...]} of further folders, looked at whenever a model is needed.',
+    )
     programs: dict[str, str] = Field(
         default_factory=dict[str, str],
         description="Program → what it is here: an executable's path, or words to begin the command with.",
