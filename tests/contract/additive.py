@@ -2,11 +2,8 @@
 
 from typing import Any
 
-_BOUNDS = (
-    ("minimum", lambda old, new: new <= old),
-    ("exclusiveMinimum", lambda old, new: new <= old),
-    ("maximum", lambda old, new: new >= old),
-)
+# Bound → whether a greater value is a narrower one.
+_BOUNDS = {"minimum": True, "exclusiveMinimum": True, "maximum": False, "exclusiveMaximum": False}
 
 
 def breaks(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -44,15 +41,13 @@ def _compare(
 
 
 def _compare_values(old: dict[str, Any], new: dict[str, Any], where: str) -> list[str]:
-    found = [
-        f"{where} no longer takes {value!r}" for value in old.get("enum", []) if value not in new["enum"]
-    ]
-    if "enum" in new:
-        added = [value for value in new["enum"] if value not in old.get("enum", [])]
-        found += [f"{where} may be {value!r}, which old readers refuse" for value in added]
-    for bound, wider in _BOUNDS:
-        if bound in new and (bound not in old or not wider(old[bound], new[bound])):
-            found.append(f"{where}: {bound} is narrower: {old.get(bound)} became {new[bound]}")
+    olds, news = old.get("enum", []), new.get("enum", [])
+    found = [f"{where} no longer takes {value!r}" for value in olds if value not in news]
+    found += [f"{where} may be {value!r}, which old readers refuse" for value in news if value not in olds]
+    for bound, upward in _BOUNDS.items():
+        was, now = old.get(bound), new.get(bound)
+        if now is not None and (was is None or (now > was if upward else now < was)):
+            found.append(f"{where}: {bound} is narrower: {was} became {now}")
     if old.get("format") != new.get("format"):
         found.append(f"{where} was of format {old.get('format')} and is of {new.get('format')}")
     return found
@@ -75,12 +70,8 @@ def _compare_fields(
         found += _compare(schema, new["properties"][name], old_root, new_root, path, seen)
     was, needed = set(old.get("required", [])), set(new.get("required", []))
     found += [f"{at}.{name}".lstrip(".") + " is newly required" for name in sorted(needed - was)]
-    # A writer of the new version still sends it (fields with defaults are sent), but a writer may leave it out.
-    found += [
-        f"{at}.{name}".lstrip(".") + " is no longer required, but old readers need it"
-        for name in sorted(was - needed)
-        if name in new.get("properties", {})
-    ]
+    kept = (was - needed) & set(new.get("properties", {}))
+    found += [f"{at}.{name}".lstrip(".") + " is no longer required: old readers need it" for name in kept]
     return found
 
 

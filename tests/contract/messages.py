@@ -4,7 +4,7 @@ import importlib
 import json
 import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cortex_shared.contracts
 from cortex_shared.contracts.base import Message
@@ -27,11 +27,6 @@ def messages() -> dict[str, type[Message]]:
     return dict(sorted(found.items()))
 
 
-def schema_of(kind: type[Message]) -> dict[str, Any]:
-    """What a writer of this version sends, without the prose."""
-    return without_prose(kind.model_json_schema(mode="serialization"))
-
-
 def reader_schema_of(kind: type[Message]) -> dict[str, Any]:
     """What a reader of this version accepts, without the prose."""
     return without_prose(kind.model_json_schema(mode="validation"))
@@ -40,16 +35,17 @@ def reader_schema_of(kind: type[Message]) -> dict[str, Any]:
 def without_prose(schema: Any) -> Any:
     """Drop titles and descriptions: changing words is not changing a message."""
     if isinstance(schema, list):
-        return [without_prose(part) for part in schema]  # pyright: ignore[reportUnknownVariableType] (JSON)
+        return [without_prose(part) for part in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
         return schema
-    return {
-        key: {name: without_prose(part) for name, part in value.items()}
-        if key in ("properties", "$defs")
-        else without_prose(value)
-        for key, value in schema.items()  # pyright: ignore[reportUnknownVariableType] (JSON)
-        if key in ("properties", "$defs") or not (key in ("title", "description") and isinstance(value, str))
-    }
+    kept: dict[str, Any] = {}
+    for key, value in cast("dict[str, Any]", schema).items():
+        if key in ("properties", "$defs"):
+            # Here the keys are names of fields, and a field may be called `title`.
+            kept[key] = {name: without_prose(part) for name, part in value.items()}
+        elif key not in ("title", "description"):
+            kept[key] = without_prose(value)
+    return kept
 
 
 def text_of(schema: dict[str, Any]) -> str:
