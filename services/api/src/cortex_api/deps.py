@@ -60,7 +60,7 @@ async def _session(
     # Depends on the caller so that nobody unknown opens a transaction.
     async with state.database.transaction() as session:
         yield session
-    hints.send(state.controllers, state.outbox, state.principals)
+    hints.send(state.controllers, state.outbox, state.principals, state.observations)
 
 
 # Scope "function": committed before the response is sent, so that a failed commit is an error response.

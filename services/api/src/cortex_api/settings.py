@@ -27,7 +27,9 @@ class Settings(ServiceSettings):
         min_length=16, description="Fleet secret from which engine keys derive; gateways have it, too."
     )
     bootstrap_token: SecretStr | None = Field(
-        default=None, description="Becomes the admin key if there is none; None: one is printed once."
+        default=None,
+        min_length=20,
+        description="Becomes the admin key if there is none; None: one is made and printed once.",
     )
     nats_authority: Path | None = Field(
         default=None, description="File of the keys that sign NATS credentials; needed to invite nodes."

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 
+import anyio
 from cortex_shared.bus import Bus
 from cortex_shared.clock import utc_now
 from cortex_shared.metrics import Metrics
@@ -15,6 +16,7 @@ from cortex_api.db.session import Database
 from cortex_api.events.hints import Hinted
 from cortex_api.events.outbox import Outbox
 from cortex_api.nodes.observations import Observations
+from cortex_api.rest.live import Places
 from cortex_api.secrets import SecretBox
 
 
@@ -35,3 +37,7 @@ class AppState:
     readiness: Callable[[], dict[str, str | None]]
     authority: Authority | None = None
     started_at: datetime = field(default_factory=utc_now)
+    # Set when the process is to end, so that open streams do not hold it up.
+    stopping: anyio.Event = field(default_factory=anyio.Event)
+    event_places: Places = field(default_factory=lambda: Places(64))
+    log_places: Places = field(default_factory=lambda: Places(64))

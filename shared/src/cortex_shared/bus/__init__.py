@@ -2,6 +2,7 @@
 
 from cortex_shared.bus.connection import Bus, Delivery, Session
 from cortex_shared.bus.mirror import Entry, Mirror
+from cortex_shared.bus.reader import bounds, follow, read
 from cortex_shared.bus.streams import ensure_streams
 
-__all__ = ["Bus", "Delivery", "Entry", "Mirror", "Session", "ensure_streams"]
+__all__ = ["Bus", "Delivery", "Entry", "Mirror", "Session", "bounds", "ensure_streams", "follow", "read"]

@@ -10,6 +10,7 @@ from cortex_shared.contracts.observed import Reason
 
 from cortex_api.auth.principals import Principals
 from cortex_api.events.outbox import Outbox
+from cortex_api.nodes.observations import Observations
 
 
 class Hinted(Protocol):
@@ -40,6 +41,7 @@ class Hints:
     models: set[int] = field(default_factory=set[int])
     keys: bool = False
     events: list[Event] = field(default_factory=list[Event])
+    forgotten_nodes: set[str] = field(default_factory=set[str])
 
     def model(self, model_id: int) -> None:
         """The controllers are to look at this model."""
@@ -69,11 +71,16 @@ class Hints:
             )
         )
 
-    def send(self, controllers: Hinted, outbox: Outbox, principals: Principals) -> None:
+    def send(
+        self, controllers: Hinted, outbox: Outbox, principals: Principals, observations: Observations
+    ) -> None:
         """Hand everything over; nothing here waits."""
         for model_id in self.models:
             controllers.hint_model(model_id)
         if self.keys:
             principals.forget()
             controllers.hint_keys()
+        for node in self.forgotten_nodes:
+            observations.forget_node(node)
+            outbox.forget_node(node)
         outbox.add(self.events)

@@ -5,7 +5,10 @@ from collections.abc import Iterable
 
 import anyio
 from cortex_shared.bus import Bus
+from cortex_shared.bus.streams import bucket_stream, bucket_subject
 from cortex_shared.contracts.events import Event, event_subject
+from cortex_shared.contracts.observed import BUCKET as OBSERVED
+from cortex_shared.contracts.verdicts import BUCKET as VERDICTS
 from cortex_shared.errors import Unavailable
 from cortex_shared.logs import get_logger
 
@@ -23,6 +26,7 @@ class Outbox:
         self._bus = bus
         self._subject = event_subject("api", process)
         self._queue: deque[Event] = deque()
+        self._forgotten: deque[str] = deque()
         self._added = anyio.Event()
 
     def add(self, events: Iterable[Event]) -> None:
@@ -33,18 +37,31 @@ class Outbox:
             self._queue.append(event)
         self._added.set()
 
+    def forget_node(self, node: str) -> None:
+        """Take what a deleted node last said out of NATS, so that it is not heard of again."""
+        self._forgotten.append(node)
+        self._added.set()
+
     async def run(self) -> None:
         """Send until cancelled."""
         while True:
-            while self._queue:
-                event = self._queue[0]
-                try:
-                    # The id makes a resent event the same event.
-                    await self._bus.append(self._subject, event, message_id=event.id)
-                except Unavailable:
-                    await anyio.sleep(_RETRY_SECONDS)
-                    continue
-                if self._queue and self._queue[0] is event:
-                    self._queue.popleft()
             self._added = anyio.Event()
+            try:
+                await self._send()
+            except Unavailable:
+                await anyio.sleep(_RETRY_SECONDS)
+                continue
             await self._added.wait()
+
+    async def _send(self) -> None:
+        while self._forgotten:
+            for bucket in (OBSERVED, VERDICTS):
+                subject = bucket_subject(bucket, self._forgotten[0])
+                await self._bus.purge(bucket_stream(bucket), subject)
+            self._forgotten.popleft()
+        while self._queue:
+            event = self._queue[0]
+            # The id makes a resent event the same event.
+            await self._bus.append(self._subject, event, message_id=event.id)
+            if self._queue and self._queue[0] is event:
+                self._queue.popleft()

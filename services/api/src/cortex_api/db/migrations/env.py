@@ -2,11 +2,11 @@
 
 from alembic import context
 
-from cortex_api.db import tables
+from cortex_api.db.tables import Model
 
 context.configure(
     connection=context.config.attributes["connection"],
-    target_metadata=tables.SQLModel.metadata,
+    target_metadata=Model.metadata,
     compare_type=True,
     compare_server_default=True,
 )

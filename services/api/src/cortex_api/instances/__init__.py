@@ -1,0 +1,1 @@
+"""Instances: the placed replicas of models."""

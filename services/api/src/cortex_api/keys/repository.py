@@ -1,0 +1,80 @@
+"""SQL of keys."""
+
+from collections.abc import Sequence
+
+from cortex_shared.clock import utc_now
+from cortex_shared.contracts.keys import KeyRecord
+from cortex_shared.errors import NotFound
+from sqlalchemy import or_, update
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from cortex_api.db.tables import ApiKey, Fleet
+
+_INTEGER_MAX = 2**31 - 1
+
+
+async def page(
+    session: AsyncSession, *, role: str | None, q: str | None, with_revoked: bool, after: int, limit: int
+) -> Sequence[ApiKey]:
+    """Keys in the order of ids, after an id."""
+    statement = select(ApiKey).where(col(ApiKey.id) > after)
+    if role is not None:
+        statement = statement.where(ApiKey.role == role)
+    if q:
+        statement = statement.where(col(ApiKey.name).icontains(q, autoescape=True))
+    if not with_revoked:
+        statement = statement.where(col(ApiKey.revoked_at).is_(None))
+    return (await session.exec(statement.order_by(col(ApiKey.id)).limit(limit))).all()
+
+
+async def get(session: AsyncSession, key_id: int, *, lock: bool = False) -> ApiKey:
+    """A key by id; raises NotFound."""
+    statement = select(ApiKey).where(ApiKey.id == min(key_id, _INTEGER_MAX))
+    if lock:
+        statement = statement.with_for_update()
+    row = (await session.exec(statement)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no key {key_id}", code="keys.not_found", field="id", remedy="see GET /keys")
+    return row
+
+
+async def usable_admins(session: AsyncSession) -> Sequence[ApiKey]:
+    """Admin keys that are neither revoked nor expired, locked until the end of the transaction."""
+    statement = select(ApiKey).where(
+        ApiKey.role == "admin",
+        col(ApiKey.revoked_at).is_(None),
+        or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > utc_now()),
+    )
+    return (await session.exec(statement.order_by(col(ApiKey.id)).with_for_update())).all()
+
+
+async def bump_version(session: AsyncSession) -> None:
+    """The ring changed: gateways take only a newer version."""
+    await session.exec(update(Fleet).values(keyring_version=col(Fleet.keyring_version) + 1))
+
+
+async def ring(session: AsyncSession) -> tuple[int, list[KeyRecord]]:
+    """Version and records of all keys that are not revoked, as gateways need them."""
+    version = (await session.exec(select(Fleet.keyring_version))).one()
+    rows = await session.exec(select(ApiKey).where(col(ApiKey.revoked_at).is_(None)))
+    return version, [record_of(row) for row in rows]
+
+
+def record_of(row: ApiKey) -> KeyRecord:
+    """A key as gateways need it."""
+    assert row.id is not None
+    return KeyRecord(
+        id=row.id,
+        name=row.name,
+        hash=row.hash,
+        models=row.models,
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        concurrency=row.concurrency,
+        tokens_per_day=row.tokens_per_day,
+        tokens_per_month=row.tokens_per_month,
+        networks=row.networks,
+        priority=row.priority,
+        expires_at=row.expires_at,
+    )

@@ -1,0 +1,29 @@
+"""/usage."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
+
+from cortex_api.deps import Session, Viewer
+from cortex_api.rest.errors import error_responses
+from cortex_api.usage import service
+from cortex_api.usage.schemas import GroupBy, UsageOut
+
+router = APIRouter(prefix="/usage", tags=["usage"])
+
+
+@router.get("", operation_id="getUsage", summary="Sum up usage", responses=error_responses())
+async def get_usage(
+    session: Session,
+    _caller: Viewer,
+    group_by: Annotated[GroupBy, Query(description="What to sum by.")] = "model",
+    start: Annotated[
+        AwareDatetime | None, Query(alias="from", description="From this time on; default: 30 days before.")
+    ] = None,
+    end: Annotated[
+        AwareDatetime | None, Query(alias="to", description="Before this time; default: now.")
+    ] = None,
+) -> UsageOut:
+    """Requests and tokens that gateways counted."""
+    return await service.summed(session, group_by=group_by, start=start, end=end)
