@@ -64,7 +64,7 @@ class Node(TypedDict):
     """A host with an agent; memory in MiB."""
 
     name: str
-    state: NotRequired[str]
+    verdict: NotRequired[str | None]
     cordoned: NotRequired[bool]
     address: NotRequired[str | None]
     cpus: NotRequired[int | None]

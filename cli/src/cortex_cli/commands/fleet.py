@@ -124,7 +124,7 @@ def uncordon(context: typer.Context, node: NodeName) -> None:
 
 
 def _state(node: Node) -> str:
-    state = node.get("state") or "-"
+    state = node.get("verdict") or "-"
     return f"{state}, cordoned" if node.get("cordoned") else state
 
 

@@ -28,13 +28,13 @@ def read_body(words: Sequence[str] | None, file: Path | None, schema: Json) -> J
 
 
 def schema_of(api: Api, engine_type: str | None) -> Json:
-    """The JSON Schema of an engine's models; empty where the API has none (words are then guessed)."""
-    for engine in cast("list[Json]", api.get("/engines").get("items", [])):
-        if engine.get("engine_type") in (engine_type or "llamacpp",):
-            for name in ("schema", "json_schema", "settings_schema"):
-                if isinstance(engine.get(name), dict):
-                    return cast("Json", engine[name])
-    return {}
+    """The JSON Schema of a new model of an engine, with the API's `$defs`; empty for an unknown engine."""
+    components = cast("Json", api.get("/openapi.json").get("components") or {})
+    parts = cast("Json", components.get("schemas") or {})
+    mapping = cast("Json", cast("Json", parts.get("ModelCreate") or {}).get("discriminator") or {})
+    reference = cast("Json", mapping.get("mapping") or {}).get(engine_type or "llamacpp", "")
+    found = parts.get(str(reference).rpartition("/")[2])
+    return {**cast("Json", found), "$defs": parts} if isinstance(found, dict) else {}
 
 
 def typed(key: str, text: str, schema: Json) -> Any:

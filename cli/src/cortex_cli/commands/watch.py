@@ -9,6 +9,16 @@ from cortex_cli.commands.options import Json
 from cortex_cli.session import Session
 from cortex_cli.shapes import Event
 
+_COLUMNS = (
+    "group",
+    "requests",
+    "failed",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "total_tokens",
+)
+
 
 def status(context: typer.Context, as_json: Json = False) -> None:
     """Is it up, where, and what does it serve? Exit code 3 when it is not running."""
@@ -22,7 +32,11 @@ def status(context: typer.Context, as_json: Json = False) -> None:
     pairs: list[tuple[str, object]] = [("admin API", f"{api.url}/api/v1")]
     if session.is_local():
         pairs += [("OpenAI API", f"{session.access().gateway_url}/v1"), ("home", session.home().path)]
-    output.fields([*pairs, *((name, _flat(value)) for name, value in found.items())])
+    parts = cast("dict[str, dict[str, Any]]", found.get("parts") or {})
+    pairs += [(name, "ok" if part.get("ok") else part.get("problem")) for name, part in parts.items()]
+    nodes = cast("dict[str, int]", found.get("nodes") or {})
+    pairs.append(("nodes", ", ".join(f"{count} {verdict}" for verdict, count in nodes.items())))
+    output.fields(pairs)
     print()
     rows = [
         (model["name"], model["state"], f"{model.get('ready_replicas', 0)}/{model['replicas']}")
@@ -62,15 +76,15 @@ def usage(
 ) -> None:
     """Requests and tokens, counted once each."""
     with Session.of(context).api() as api:
-        found = api.get("/usage", {"group_by": by, "since": since, "until": until})
+        found = api.get("/usage", {"group_by": by, "from": since, "to": until})
     if as_json:
         output.as_json(found)
         return
     items = cast("list[dict[str, Any]]", found.get("items") or [])
-    headings = list(items[0]) if items else []
-    rows = [[item.get(name) for name in headings] for item in items]
-    output.table([name.upper().replace("_", " ") for name in headings], rows, empty="Nothing was used yet.")
-    output.fields([(name, value) for name, value in found.items() if name not in ("items", "next_cursor")])
+    total = cast("dict[str, Any] | None", found.get("total"))
+    rows = [[item.get(name) for name in _COLUMNS] for item in [*items, *([total] if total else [])]]
+    headings = [name.upper().replace("_", " ") for name in _COLUMNS]
+    output.table(headings, rows if items else [], empty="Nothing was used yet.")
 
 
 def _print(event: Event, *, as_json: bool) -> None:
@@ -84,12 +98,3 @@ def _print(event: Event, *, as_json: bool) -> None:
         f"{event['at'][:19]}  {event['level']:<7}  {event['kind']:<24}  {where:<16}  {event['message']}",
         flush=True,
     )
-
-
-def _flat(value: object) -> object:
-    if isinstance(value, dict):
-        found = cast("dict[str, object]", value)
-        return ", ".join(f"{name} {_flat(part)}" for name, part in found.items() if part is not None)
-    if isinstance(value, list):
-        return ", ".join(str(_flat(part)) for part in cast("list[object]", value))
-    return value
