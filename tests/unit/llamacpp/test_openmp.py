@@ -7,7 +7,7 @@ import pytest
 from cortex_llamacpp import openmp
 from cortex_llamacpp.wheel import load_wheel
 
-# In a process of its own: what is loaded once stays. Says which runtime is mapped, and that parallel code runs.
+# In a process of its own: what is loaded once stays. Prints which runtime is mapped.
 LEND_THEN_LOAD = """
 import os
 from pathlib import Path
