@@ -142,15 +142,16 @@ class System:
         return response.status_code
 
 
-def _engine_program() -> str:
+def engine_program() -> str:
+    """What a host runs as `llama-server` in these tests."""
     return f"{sys.executable} {ROOT / 'tests' / 'fakes' / 'engine.py'}"
 
 
 @asynccontextmanager
-async def running_system(home: Path, *, program: str | None = None) -> AsyncGenerator[System]:
-    """`cortex up` in `home` on free ports, with a mock engine in llama-server's place; stopped at the end."""
+async def running_system(home: Path, *arguments: str) -> AsyncGenerator[System]:
+    """`cortex up ARGUMENTS` in `home`, with a mock engine in llama-server's place; stopped at the end."""
     environment = os.environ | {
-        "CORTEX_AGENT__PROGRAMS": json.dumps({"llama-server": program or _engine_program()}),
+        "CORTEX_AGENT__PROGRAMS": json.dumps({"llama-server": engine_program()}),
         "CORTEX_AGENT__PORT_FIRST": "23000",
         "CORTEX_AGENT__PORT_LAST": "23999",
     }
@@ -159,7 +160,7 @@ async def running_system(home: Path, *, program: str | None = None) -> AsyncGene
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *("-m", "cortex_cli", "up", "--home", str(home)),
+            *("-m", "cortex_cli", "up", "--home", str(home), *arguments),
             env=environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
