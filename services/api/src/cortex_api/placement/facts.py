@@ -68,18 +68,24 @@ def node_facts(
     cordoned: bool = False,
     labels: Mapping[str, str] | None = None,
     reserved: Iterable[Reserved] = (),
+    leaving: frozenset[str] = frozenset(),
     file: InspectReply | None = None,
 ) -> NodeFacts:
     """Facts of a node; `labels` are the administrator's, and win over the node's own.
 
     Free is the lesser of two: what is available now less what instances that still start will take, and
     the whole less all promises, since a mapped model file counts as available though it is needed.
+    `leaving`: instances whose memory is to count as free, because they are about to be replaced.
     """
-    promises = [promise for promise in reserved if promise.node == node.node]
+    here_all = [promise for promise in reserved if promise.node == node.node]
+    promises = [promise for promise in here_all if promise.instance not in leaving]
     settled = {found.instance for found in node.instances if found.phase in _SETTLED}
+    freed = [promise for promise in here_all if promise.instance in leaving & settled]
     on_host = [promise for promise in promises if not promise.gpus]
     host_free = min(
-        node.memory_available_mib - sum(p.memory_mib for p in on_host if p.instance not in settled),
+        node.memory_available_mib
+        + sum(p.memory_mib for p in freed if not p.gpus)
+        - sum(p.memory_mib for p in on_host if p.instance not in settled),
         node.memory_total_mib - sum(p.memory_mib for p in on_host),
     )
     gpus: list[GpuFacts] = []
@@ -88,6 +94,7 @@ def node_facts(
         free = min(
             gpu.memory_total_mib
             - gpu.memory_used_mib
+            + sum(p.memory_mib for p in freed if gpu.uuid in p.gpus)
             - sum(p.memory_mib for p in here if p.instance not in settled),
             gpu.memory_total_mib - sum(p.memory_mib for p in here),
         )

@@ -1,0 +1,59 @@
+"""Files: what live nodes say of a model's file, asked shortly before placement and remembered for a while."""
+
+from collections import OrderedDict
+from collections.abc import Iterable
+
+import anyio
+from cortex_shared.bus import Bus
+from cortex_shared.contracts.rpc import InspectReply
+
+from cortex_api.engines import engine_of
+from cortex_api.engines.base import ModelSpec
+from cortex_api.models.files import FileFormat, file_format, inspect_on
+
+_ASK_SECONDS = 0.5
+_GOOD_SECONDS = 60.0
+_BAD_SECONDS = 4.0
+_ENTRIES_MAX = 4096
+_NODES_MAX = 64
+
+
+class Files:
+    """A node that does not answer in time is taken as not knowing; the agent looks for itself anyway."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._known: OrderedDict[tuple[str, str], tuple[float, InspectReply]] = OrderedDict()
+
+    async def of(self, spec: ModelSpec, nodes: Iterable[str]) -> dict[str, InspectReply]:
+        """Replies by node; empty for a file that is fetched."""
+        path = engine_of(spec.engine_type).file(spec)
+        if path is None:
+            return {}
+        now = anyio.current_time()
+        asked = sorted(nodes)[:_NODES_MAX]
+        unknown: list[str] = []
+        found: dict[str, InspectReply] = {}
+        for node in asked:
+            known = self._known.get((node, path))
+            if known is not None and known[0] > now:
+                found[node] = known[1]
+            else:
+                unknown.append(node)
+        if unknown:
+            form = file_format(spec, path)
+            async with anyio.create_task_group() as group:
+                for node in unknown:
+                    group.start_soon(self._ask, node, path, form, found)
+        return found
+
+    async def _ask(self, node: str, path: str, form: FileFormat, found: dict[str, InspectReply]) -> None:
+        with anyio.move_on_after(_ASK_SECONDS):
+            reply = (await inspect_on(self._bus, [node], path, form)).get(node)
+            if reply is None:
+                return
+            found[node] = reply
+            keep_seconds = _GOOD_SECONDS if reply.problem is None else _BAD_SECONDS
+            self._known[(node, path)] = anyio.current_time() + keep_seconds, reply
+            while len(self._known) > _ENTRIES_MAX:
+                self._known.popitem(last=False)
