@@ -183,7 +183,7 @@ class Authority:
         try:
             seeds = json.loads(text)
             return cls(*(KeyPair.from_seed(seeds[name]) for name in ("operator", "account", "system")))
-        except (ValueError, KeyError, TypeError) as error:
+        except (InvalidInput, ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 "the file of NATS signing keys is damaged",
                 code="nats_auth.damaged",
