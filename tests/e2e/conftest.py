@@ -28,7 +28,7 @@ def system(empty_system: System) -> System:
     write_tiny_model(models / "story.gguf")
     write_tiny_model(models / "vectors.gguf", kind="embed")
     empty_system.cortex("run", str(models / "story.gguf"))
-    empty_system.cortex("run", str(models / "vectors.gguf"), "--set", "task=embed")
+    empty_system.cortex("run", str(models / "vectors.gguf"), "--set", "task=embedding")
     return empty_system
 
 

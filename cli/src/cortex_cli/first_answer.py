@@ -94,7 +94,7 @@ def _serve(api: Api, home: Home, wanted: str, tiny: Path | None) -> Model:
 def _ask(gateway_url: str, key: str, model: Model) -> None:
     talk = Chat(gateway_url, key)
     served = model["served_model_name"]
-    if model["task"] in ("embed", "embedding", "embeddings"):
+    if model["task"] == "embedding":
         print(f"An embedding of {_EMBEDDING!r} has {talk.embedding_length(served, _EMBEDDING)} numbers.")
         return
     print(f"\n> {_QUESTION}")

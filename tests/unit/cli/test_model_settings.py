@@ -9,7 +9,7 @@ from cortex_cli.commands.model_settings import read_body, typed
 from cortex_shared.errors import InvalidInput
 
 _SCHEMA: dict[str, Any] = {
-    "$defs": {"Numa": {"enum": ["distribute", "isolate"], "type": "string"}},
+    "$defs": {"Numa": {"enum": ["distribute", "isolate"], "type": "string"}, "Name": {"type": "string"}},
     "properties": {
         "name": {"type": "string"},
         "ngl": {"type": "integer"},
@@ -17,6 +17,7 @@ _SCHEMA: dict[str, Any] = {
         "mlock": {"type": "boolean"},
         "tensor_split": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "null"}]},
         "numa_policy": {"$ref": "#/$defs/Numa"},
+        "served_model_name": {"anyOf": [{"$ref": "#/components/schemas/Name"}, {"type": "null"}]},
     },
 }
 
@@ -35,6 +36,7 @@ _SCHEMA: dict[str, Any] = {
         ("tensor_split=3,1.5", [3, 1.5]),
         ("tensor_split=[1,2]", [1, 2]),
         ("numa_policy=isolate", "isolate"),
+        ("served_model_name=7", "7"),
         ("unheard_of=12", 12),
         ("unheard_of=some=text", "some=text"),
     ],

@@ -82,28 +82,24 @@ def _guess(text: str) -> Any:
 
 
 def _property(schema: Json, key: str) -> Json:
+    """A property's own schema, with the whole one's `$defs` beside it, to which it may refer."""
     found = cast("Json", schema.get("properties") or {}).get(key)
-    if not isinstance(found, dict):
-        return {}
-    return _resolved(schema, cast("Json", found))
-
-
-def _resolved(schema: Json, found: Json) -> Json:
-    reference = found.get("$ref")
-    if isinstance(reference, str):
-        name = reference.rpartition("/")[2]
-        return cast("Json", cast("Json", schema.get("$defs") or {}).get(name) or {})
-    return found
+    return {**cast("Json", found), "$defs": schema.get("$defs") or {}} if isinstance(found, dict) else {}
 
 
 def _kinds(schema: Json) -> set[str]:
+    """JSON types that a schema allows; empty when it does not say."""
+    parts = cast("Json", schema.get("$defs") or {})
+    reference = schema.get("$ref")
+    if isinstance(reference, str):
+        return _kinds({**cast("Json", parts.get(reference.rpartition("/")[2]) or {}), "$defs": parts})
     found = schema.get("type")
     kinds = {found} if isinstance(found, str) else set(cast("list[str]", found or []))
     for part in cast("list[Json]", schema.get("anyOf") or schema.get("oneOf") or []):
-        kinds |= _kinds(part)
-    if "enum" in schema or "const" in schema:
-        values: list[object] = schema.get("enum") or [schema.get("const")]
-        kinds |= {"string"} if all(isinstance(value, str) for value in values) else set()
+        kinds |= _kinds({**part, "$defs": parts})
+    values: list[object] = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    if values and all(isinstance(value, str) for value in values):
+        kinds.add("string")
     return kinds
 
 
