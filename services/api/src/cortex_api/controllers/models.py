@@ -25,6 +25,7 @@ _log = get_logger("controllers.models")
 
 _STALE_SECONDS = 0.02
 _PROBLEM_SECONDS = 5.0
+_STOPPED_SECONDS = 0.5
 
 
 class ModelController:
@@ -80,6 +81,9 @@ class ModelController:
             except repository.Stale:
                 return Again(_STALE_SECONDS)
             self._applied(model, rows, decision, epoch)
+            if any(new.desired == "stop" and new.node in view.lost for _, new in decision.update):
+                # Nobody will confirm this stop: the row goes once the command is out.
+                return Again(_STOPPED_SECONDS)
         else:
             self._changed({row.node for row in rows})
         return Again(_PROBLEM_SECONDS) if decision.problem is not None else None
