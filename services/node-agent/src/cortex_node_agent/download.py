@@ -218,13 +218,13 @@ class _OneFile:
         if size > self._remote.size:
             self._partial.unlink()
             size = 0
-        headers = {"Range": f"bytes={size}-"} if size else {}
+        headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={size}-"} if size else {})}
         with self._client.stream("GET", self._url, headers=headers) as answer:
             answer.raise_for_status()
             whole = answer.status_code == 200
-            with self._partial.open("wb" if whole else "ab") as target:
+            with self._partial.open("wb" if whole else "ab", buffering=_PIECE_BYTES) as target:
                 size = 0 if whole else size
-                for piece in answer.iter_bytes(_PIECE_BYTES):
+                for piece in answer.iter_bytes():
                     if self._cancelled.is_set():
                         raise _Cancelled
                     target.write(piece)
