@@ -82,6 +82,7 @@ done < <(compgen -e)
 inside='
     root=$1 python=$2 user=$3 home=$4; shift 4
     mount --make-rprivate /
+    mount --bind "$root" "$root"
     mount -t proc proc "$root/proc"
     mount --rbind -o ro /sys "$root/sys" && mount --make-rslave "$root/sys"
     mount -t tmpfs -o mode=755,size=1m tmpfs "$root/dev"
@@ -104,7 +105,11 @@ inside='
         done
         ln -sf "$python/bin/python3.12" "$root/usr/local/bin/python3.12"
     fi
-    exec chroot --userspec="$user:" "$root" env -i "$@"'
+    # More than a chroot, in which no user namespace could be made; Postgres under root wants one.
+    cd "$root"
+    pivot_root . mnt
+    umount -l mnt
+    exec setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups env -i "$@"'
 # No exec: the trap has to run. The command dies with this script, since process 1 of its namespace does.
 status=0
 unshare --mount --pid --fork --kill-child --ipc --uts \

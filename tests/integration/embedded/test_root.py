@@ -1,4 +1,4 @@
-"""Root without user namespaces: Postgres runs as nobody, or it is said what to do.
+"""Root: Postgres runs as nobody of a user namespace, or as the real one, or it is said what to do.
 
 A process in a changed root directory may not make user namespaces (unshare(2), EPERM), which is how these
 tests come by a machine without them.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cortex_cli.embedded import launch
 
 from tests.integration.embedded.test_refusals import refused
 from tests.servers import connect_postgres, run_servers
@@ -42,6 +43,16 @@ def open_folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="cortex-test-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o711)
         yield Path(folder)
+
+
+def test_the_user_of_a_namespace_has_a_name() -> None:
+    # initdb asks for it, and a bare machine has a name for root and the system's users only.
+    ask = "import os, pwd; print(pwd.getpwuid(os.geteuid()).pw_name)"
+    words = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), "15", "namespace"]
+    done = subprocess.run([*words, sys.executable, "-c", ask], capture_output=True, text=True)
+    if done.returncode == launch.REFUSED:
+        pytest.skip("no user namespaces here")
+    assert done.stdout == "nobody\n", done.stderr
 
 
 async def test_postgres_runs_as_nobody(without_namespaces: tuple[str, ...], open_folder: Path) -> None:

@@ -3,7 +3,7 @@
 Run by path with `python -I -S`, as `launch.py PARENT_PID SIGNAL IDENTITY PROGRAM ARGUMENT...`; it imports
 only what it needs, because every child passes through it (about 25 ms), and leaves nothing in memory.
 
-IDENTITY is `same`; `namespace` (user 1000 of a new user namespace whose files are the caller's: for
+IDENTITY is `same`; `namespace` (`nobody` of a new user namespace whose files are the caller's: for
 Postgres, which refuses to run as root); or `UID:GID`.
 """
 
@@ -42,9 +42,20 @@ def main() -> None:
 
 
 def enter_namespace() -> None:
+    import pwd  # here: only Postgres needs it
+
     uid, gid = os.geteuid(), os.getegid()
+    try:
+        # initdb wants a user whose name the machine knows; a bare one has no ordinary users.
+        inside = pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        inside = 1000
     os.unshare(CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{inside} {uid} 1"),
+        ("gid_map", f"{inside} {gid} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
 
