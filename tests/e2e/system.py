@@ -144,6 +144,8 @@ class System:
 
     def until_nothing_runs(self) -> None:
         """Every process of this home has gone."""
+        if self.process is not None:
+            self.process.wait(DOWN_SECONDS)
         try:
             until(lambda: not self.processes(), DOWN_SECONDS, "nothing runs")
         except AssertionError:
