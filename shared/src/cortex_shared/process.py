@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import uvicorn
+from anyio.abc import TaskGroup
 from starlette.types import ASGIApp
 
 type Task = Callable[[], Coroutine[Any, Any, None]]
@@ -29,10 +30,10 @@ class _Server(uvicorn.Server):
             with anyio.move_on_after(1):
                 await self.stopping.wait()
 
-    def stop(self) -> None:
-        """Drain and end; at once when called again."""
-        self.force_exit = self.should_exit
+    def stop(self, *, at_once: bool = False) -> None:
+        """Drain and end, or cut what is open."""
         self.should_exit = True
+        self.force_exit = at_once
         self.stopping.set()
 
 
@@ -65,18 +66,31 @@ async def serve(
     )
     server = _Server(config)
 
-    async def stop_on_signal() -> None:
+    async def stop_in_order() -> None:
+        if on_stop is not None:
+            await on_stop()
+        server.stop()
+
+    async def stop_on_signal(group: TaskGroup) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            async for _ in signals:
-                if not server.should_exit and on_stop is not None:
-                    await on_stop()
-                server.stop()
+            await anext(signals)
+            # In a task of its own, so that a second signal is heard while it lasts.
+            group.start_soon(stop_in_order)
+            await anext(signals)
+            server.stop(at_once=True)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(stop_on_signal)
+        group.start_soon(stop_on_signal, group)
         for task in tasks:
             group.start_soon(task)
-        await server.serve(sockets=sockets)
+        try:
+            await server.serve(sockets=sockets)
+        finally:
+            # Cancelled, since a task failed: uvicorn closes what it opened only when it is stopped in order.
+            for listener in getattr(server, "servers", ()):
+                listener.close()
+            for connection in list(server.server_state.connections):
+                connection.transport.abort()
         group.cancel_scope.cancel()
 
 

@@ -314,12 +314,17 @@ class Bus:
                 with suppress(*NOT_NOW):
                     await session.js.add_consumer(stream, config)
                     pull = await session.js.pull_subscribe_bind(consumer=durable, stream=stream)
-                    while True:
-                        try:
-                            messages = await pull.fetch(batch_max, timeout=30)
-                        except TimeoutError:
-                            continue
-                        await _hand_over(messages, handler)
+                    try:
+                        while True:
+                            try:
+                                messages = await pull.fetch(batch_max, timeout=30)
+                            except TimeoutError:
+                                continue
+                            await _hand_over(messages, handler)
+                    finally:
+                        # An open request would be given the next messages, which then wait out ack_wait.
+                        with anyio.move_on_after(1, shield=True), suppress(*NOT_NOW):
+                            await pull.unsubscribe()
             await anyio.sleep(0.5)
 
 
