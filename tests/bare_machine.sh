@@ -44,10 +44,17 @@ if [ ! -d "$delivered" ]; then
     rm -rf "$making"/dev/* && mv -T "$making" "$delivered"
 fi
 
+throw_away=
+end() {
+    # This script's own child, if it was interrupted: with it goes all that runs in the machine.
+    pkill -KILL -P $$ || true
+    # Nothing is mounted below it for this process: rm reaches nothing but the copy.
+    [ -z "$throw_away" ] || rm -rf --one-file-system "$throw_away"
+}
+trap end EXIT
 if [ -z "$machine" ]; then
     machine=$(mktemp -d "$cache/machine.XXXXXX")
-    # Nothing is mounted below it for this process: rm reaches nothing but the copy.
-    trap 'rm -rf --one-file-system "$machine"' EXIT
+    throw_away=$machine
 fi
 if [ ! -d "$machine/usr" ]; then
     mkdir -p "$machine"
@@ -65,18 +72,21 @@ if [ ! -d "$machine$home/cortex" ]; then
     chroot "$machine" chown -R "$user:" "$home/cortex"
 fi
 
-# The environment of a fresh login, and where this host's registries are, if it says so.
-environment=("HOME=$home" "USER=$user" "LOGNAME=$user" "TERM=${TERM:-dumb}" "LANG=C.UTF-8")
-environment+=("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-while IFS= read -r name; do
-    case $name in
-        PIP_CERT | SSL_CERT_FILE | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE) environment+=("$name=$bundle") ;;
-        PIP_*INDEX* | PIP_TRUSTED_HOST | PIP_PROXY | PIP_DEFAULT_TIMEOUT | UV_*INDEX* | UV_*MIRROR | UV_HTTP_TIMEOUT | \
-            HTTP_PROXY | HTTPS_PROXY | NO_PROXY | ALL_PROXY | http_proxy | https_proxy | no_proxy | all_proxy)
-            environment+=("$name=${!name}")
-            ;;
-    esac
-done < <(compgen -e)
+# The environment of a fresh login, and where this host's registries are, if it says so. By export, not as
+# arguments of env: an address may hold a password.
+fresh_environment() {
+    local name
+    while IFS= read -r name; do
+        case $name in
+            PIP_CERT | SSL_CERT_FILE | REQUESTS_CA_BUNDLE | CURL_CA_BUNDLE) export "$name=$bundle" ;;
+            PIP_*INDEX* | PIP_TRUSTED_HOST | PIP_PROXY | PIP_DEFAULT_TIMEOUT | UV_*INDEX* | UV_*MIRROR | UV_HTTP_TIMEOUT) ;;
+            HTTP_PROXY | HTTPS_PROXY | NO_PROXY | ALL_PROXY | http_proxy | https_proxy | no_proxy | all_proxy | TERM) ;;
+            *) unset "$name" ;;
+        esac
+    done < <(compgen -e)
+    export HOME=$home USER=$user LOGNAME=$user LANG=C.UTF-8
+    export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
 
 # Runs as process 1 of the new namespaces, as root: mounts, then the command as the user.
 inside='
@@ -109,10 +119,13 @@ inside='
     cd "$root"
     pivot_root . mnt
     umount -l mnt
-    exec setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups env -i "$@"'
-# No exec: the trap has to run. The command dies with this script, since process 1 of its namespace does.
+    exec setpriv --reuid="$user" --regid="$(id -g "$user")" --init-groups "$@"'
+# Should this script be killed, process 1 of the machine is too, and with it all else.
 status=0
-unshare --mount --pid --fork --kill-child --ipc --uts \
-    bash -ec "$inside" inside "$machine" "$python" "$user" "$home" \
-    "${environment[@]}" sh -c 'cd "$HOME/cortex" && exec "$@"' sh "$@" || status=$?
+(
+    fresh_environment
+    exec setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --ipc --uts \
+        bash -ec "$inside" inside "$machine" "$python" "$user" "$home" \
+        sh -c 'cd "$HOME/cortex" && exec "$@"' sh "$@"
+) || status=$?
 exit "$status"
