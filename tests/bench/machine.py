@@ -18,7 +18,8 @@ def describe() -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return (
         f"{model}, {len(os.sched_getaffinity(0))} cores, {total / 2**20:.0f} GiB, "
-        f"Linux {platform.release()}, load {os.getloadavg()[0]:.1f}\nPython {platform.python_version()}, {versions}"
+        f"Linux {platform.release()}, load {os.getloadavg()[0]:.1f}\n"
+        f"Python {platform.python_version()}, {versions}"
     )
 
 
