@@ -8,7 +8,8 @@ from typing import Any
 import anyio
 import pytest
 from cortex_api.controllers import repository
-from cortex_api.db.tables import ApiKey, Instance, Usage
+from cortex_api.controllers.decide import Decision
+from cortex_api.db.tables import ApiKey, Instance, Model, Usage
 from cortex_api.keys.repository import bump_version
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts import commands
@@ -21,8 +22,8 @@ from cortex_shared.engine_keys import engine_key
 from cortex_shared.errors import NotFound, Unavailable
 from cortex_shared.keyring import Keyring
 from cortex_shared.routing_store import connect_redis
-from sqlalchemy import text
-from sqlmodel import func, select
+from sqlalchemy import delete, update
+from sqlmodel import col, func, select
 
 from tests.integration.controllers.test_models import started
 from tests.integration.controllers.world import ENGINE_SECRET, FLEET, World, until
@@ -114,9 +115,7 @@ async def test_an_adopted_instance_with_another_plan_is_renewed(world: World) ->
     world.apis[0].kill()
     await _forget_instances(world, model)
     async with world.apis[0].database.transaction() as session:
-        await session.execute(
-            text("UPDATE models SET settings = cast(:s as jsonb)"), {"s": '{"local_path": "other.gguf"}'}
-        )
+        await session.exec(update(Model).values(settings={"local_path": "other.gguf"}))
     await world.api()
     renewed = await world.start(generation=2)
     assert renewed.instance == start.instance
@@ -155,7 +154,7 @@ async def test_a_restored_generation_that_fits_is_adopted(world: World) -> None:
 
 async def _forget_instances(world: World, model: int) -> None:
     async with world.apis[0].database.transaction() as session:
-        await session.execute(text("DELETE FROM instances WHERE model_id = :model"), {"model": model})
+        await session.exec(delete(Instance).where(col(Instance.model_id) == model))
 
 
 async def _row_is(world: World, model: int, instance: str, generation: int) -> bool:
@@ -204,7 +203,7 @@ async def test_a_stale_decision_changes_nothing(world: World) -> None:
         row = await repository.model(session, model)
         rows = await repository.instances(session, model)
     assert row is not None
-    decision = repository.Decision(update=((rows[0], replace(rows[0], generation=9)),))
+    decision = Decision(update=((rows[0], replace(rows[0], generation=9)),))
     for seen, before in ((replace(row, generation=5), rows), (row, [replace(rows[0], generation=3)])):
         with pytest.raises(repository.Stale):
             async with world.apis[0].database.transaction() as session:

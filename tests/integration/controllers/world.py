@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -40,7 +40,7 @@ async def until[T](look: Callable[[], T | Awaitable[T]], *, within_seconds: floa
     deadline = time.monotonic() + within_seconds
     while True:
         answer = look()
-        found: Any = await answer if isinstance(answer, Awaitable) else answer
+        found = await cast("Awaitable[T]", answer) if isinstance(answer, Awaitable) else answer
         if found:
             return found
         assert time.monotonic() < deadline, f"still {found!r} after {within_seconds} s"
@@ -253,8 +253,9 @@ class World:
 
         def look() -> Manifest | None:
             found = self.manifest_now(node)
-            fits = found is not None and found.epoch >= epoch
-            return found if fits and (lists is None or len(found.instances) == lists) else None
+            if found is None or found.epoch < epoch:
+                return None
+            return found if lists is None or len(found.instances) == lists else None
 
         found = await until(look)
         assert found is not None

@@ -17,6 +17,7 @@ from cortex_shared.contracts.observed import (
 )
 from cortex_shared.contracts.rpc import InspectReply
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 PROGRAMS = (ProgramFacts("llama-server", "process", "1"), ProgramFacts("vllm", "process", "0.32.0"))
@@ -149,6 +150,7 @@ SETTINGS = st.fixed_dictionaries(
 )
 
 
+@examples(deadline=None)
 @given(NODES, SETTINGS, st.integers(1, 8), st.sampled_from(["llamacpp", "vllm"]))
 def test_properties(nodes: list[NodeFacts], settings: dict[str, Any], missing: int, engine: str) -> None:
     model = spec(settings if engine == "llamacpp" else {}, engine=engine, replicas=missing)

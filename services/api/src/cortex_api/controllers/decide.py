@@ -176,7 +176,7 @@ class _Work:
             slot = _slot(engine, facts, tuple(found.gpus), ordinal)
             compiled[ordinal] = engine.plan(self.model.spec, slot)
             if content_hash(compiled[ordinal]) == found.plan_hash:
-                return self._row(instance, node, found, ordinal, compiled[ordinal], self.model.generation)
+                return self._row(instance, facts, found, ordinal, compiled[ordinal], self.model.generation)
         # It runs something else than what is wanted now: known first, then renewed like any outdated row.
         taken = {row.ordinal for row in self.rows.values() if row.node == node}
         ordinal = next(number for number in range(len(taken) + 1) if number not in taken)
@@ -184,12 +184,12 @@ class _Work:
         plan = compiled.get(ordinal, compiled[0])
         if command is not None and command.plan is not None and command.plan_hash == found.plan_hash:
             plan = command.plan
-        return self._row(instance, node, found, ordinal, plan, 0)
+        return self._row(instance, facts, found, ordinal, plan, 0)
 
     def _row(
         self,
         instance: str,
-        node: str,
+        facts: NodeFacts,
         found: InstanceObserved,
         ordinal: int,
         plan: Plan,
@@ -197,13 +197,14 @@ class _Work:
     ) -> InstanceRow:
         assert self.model.spec is not None
         gpus = tuple(found.gpus)
-        estimate = engine_of(self.model.spec.engine_type).estimate(self.model.spec, None, len(gpus))
+        estimate = engine_of(self.model.spec.engine_type).estimate(self.model.spec, facts.file, len(gpus))
+        on_gpus = [estimate.gpu_need_mib(gpu.total_mib) for gpu in facts.gpus if gpu.uuid in gpus]
         return InstanceRow(
             id=instance,
             model_id=self.model.id,
             model=self.model.name,
             served_model_name=self.model.served_model_name,
-            node=node,
+            node=facts.name,
             ordinal=ordinal,
             gpus=gpus,
             desired="run",
@@ -211,7 +212,7 @@ class _Work:
             model_generation=model_generation,
             plan=plan,
             plan_hash=found.plan_hash,
-            memory_mib=estimate.gpu_mib if gpus else estimate.host_mib,
+            memory_mib=max(on_gpus, default=estimate.gpu_mib) if gpus else estimate.host_mib,
         )
 
     def stop_surplus(self) -> None:

@@ -73,7 +73,7 @@ class Election:
             group.start_soon(self._wanted_mirror.run)
             # Nothing is decided before the database and both streams have been read once: what is not known
             # yet would look as if it were not there.
-            await self._reload_surely()
+            await self._load()
             await self._commands.wait_synced()
             await self._wanted_mirror.wait_synced()
             for loop in (self._model_loop, self._publish_loop, self._wanted_loop, self._settle_loop):
@@ -82,8 +82,7 @@ class Election:
             self._hint_all()
             while True:
                 await anyio.sleep(_SWEEP_SECONDS)
-                await self._reload_surely()
-                self._hint_all()
+                await self._sweep()
 
     def hint_model(self, model_id: int) -> None:
         """Look at this model."""
@@ -178,7 +177,19 @@ class Election:
         self._hint_nodes()
         self._wanted_loop.hint(_ALL)
 
-    async def _reload_surely(self) -> None:
+    async def _sweep(self) -> None:
+        """Look at all that wants something, also at what a lost hint was about."""
+        try:
+            async with self._database.transaction() as session:
+                wanting = await repository.model_ids(session)
+        except Unavailable as error:
+            _log.warning("controllers.wait", error=error.message)
+            return
+        for model_id in wanting:
+            self._model_loop.hint(model_id)
+        self._hint_all()
+
+    async def _load(self) -> None:
         while True:
             try:
                 async with self._database.transaction() as session:

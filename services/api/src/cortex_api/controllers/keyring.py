@@ -37,6 +37,7 @@ class KeyringProjection:
         Redis' version is one GET a second, so that a Redis that came back empty has its ring at once;
         Postgres is read when hinted, when Redis differs, and now and then.
         """
+        await self._database.wait_ready()
         told = False
         while True:
             try:

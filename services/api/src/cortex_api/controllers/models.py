@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Callable, Sequence
 
+import anyio
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts.events import Event
 from cortex_shared.contracts.observed import InstanceObserved, Reason
@@ -50,11 +51,24 @@ class ModelController:
         self._files = files
         self._changed = changed
         self._emit = emit
+        self._locks: dict[int, anyio.Lock] = {}
         self.nodes: dict[str, NodeRow] = {}
         self.problems: dict[int, Reason] = {}
 
     async def look(self, model_id: int) -> Again | None:
-        """Mend the difference between what one model wants and what it has. Raises Unavailable."""
+        """Mend the difference between what one model wants and what it has. Raises Unavailable.
+
+        One at a time per model: rows read before another look's commit must not be taken for the newest,
+        or a command that was just published would look like one that no row knows.
+        """
+        lock = self._locks.setdefault(model_id, anyio.Lock())
+        async with lock:
+            again = await self._look(model_id)
+        if model_id not in self._desired.models and not lock.statistics().tasks_waiting:
+            self._locks.pop(model_id, None)
+        return again
+
+    async def _look(self, model_id: int) -> Again | None:
         async with self._database.transaction() as session:
             model = await repository.model(session, model_id)
             rows = await repository.instances(session, model_id)
@@ -86,6 +100,8 @@ class ModelController:
                 return Again(_STOPPED_SECONDS)
         else:
             self._changed({row.node for row in rows})
+        if not model.running and not self._desired.rows_of(model_id):
+            self._desired.models.pop(model_id, None)
         return Again(_PROBLEM_SECONDS) if decision.problem is not None else None
 
     def _applied(

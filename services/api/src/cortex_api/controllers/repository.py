@@ -8,7 +8,7 @@ from cortex_shared.contracts.observed import Reason
 from cortex_shared.contracts.plan import Plan
 from cortex_shared.contracts.usage import RequestUsage
 from cortex_shared.errors import InvalidInput, Unavailable
-from sqlalchemy import delete, func, insert, or_, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -39,11 +39,18 @@ async def model(session: AsyncSession, model_id: int) -> ModelRow | None:
 
 async def models(session: AsyncSession) -> list[ModelRow]:
     """Models that want something: running ones, those being deleted, and those with instances."""
+    return [_model(row) for row in await session.exec(select(Model).where(_wanting()))]
+
+
+async def model_ids(session: AsyncSession) -> list[int]:
+    """The ids of those models."""
+    found = await session.exec(select(Model.id).where(_wanting()))
+    return [model_id for model_id in found if model_id is not None]
+
+
+def _wanting() -> ColumnElement[bool]:
     placed = select(Instance.model_id)
-    statement = select(Model).where(
-        or_(col(Model.desired_state) == "running", col(Model.deleting), col(Model.id).in_(placed))
-    )
-    return [_model(row) for row in await session.exec(statement)]
+    return or_(col(Model.desired_state) == "running", col(Model.deleting), col(Model.id).in_(placed))
 
 
 async def instances(session: AsyncSession, model_id: int | None = None) -> list[InstanceRow]:
