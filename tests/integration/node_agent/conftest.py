@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ from cortex_shared.contracts.commands import (
     manifest_subject,
 )
 from cortex_shared.contracts.observed import BUCKET, InstanceObserved, NodeObserved
-from cortex_shared.contracts.plan import Marker, MetricNames, ModelFile, Plan, Probe
+from cortex_shared.contracts.plan import Marker, MetricNames, Plan, Probe
 from cortex_shared.contracts.rpc import SecretsReply, SecretsRequest, secrets_subject
+from cortex_shared.nats_auth import Authority, Role
 from cortex_shared.settings import NatsSettings
 
 NODE = "n1"
@@ -56,11 +57,20 @@ async def until[T](look: Callable[[], T | None], what: str, seconds: float = SOO
         await anyio.sleep(0.01)
 
 
-class NatsUnderTest:
-    """A nats-server with JetStream on a port that stays the same."""
+async def until_true(look: Callable[[], Awaitable[bool]], what: str, seconds: float = SOON_SECONDS) -> None:
+    """Until an answer that has to be waited for is yes."""
+    deadline = anyio.current_time() + seconds
+    while not await look():
+        assert anyio.current_time() < deadline, f"not within {seconds} s: {what}"
+        await anyio.sleep(0.05)
 
-    def __init__(self, home: Path) -> None:
+
+class NatsUnderTest:
+    """A nats-server with JetStream, on a port that stays; with an `authority` it wants credentials."""
+
+    def __init__(self, home: Path, authority: Authority | None = None) -> None:
         self._home = home
+        self._authority = authority
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -69,10 +79,25 @@ class NatsUnderTest:
         """Start it; clients connect when they find it."""
         server = Path(sys.executable).with_name("nats-server")
         self._process = subprocess.Popen(
-            [server, "-js", "-sd", self._home, "-a", "127.0.0.1", "-p", str(self.port)],
+            [server, "-js", "-sd", self._home, "-a", "127.0.0.1", "-p", str(self.port), *self._flags()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    def _flags(self) -> list[str | Path]:
+        if self._authority is None:
+            return []
+        config = self._home.with_suffix(".conf")
+        config.write_text(self._authority.server_config())
+        return ["-c", config]
+
+    def credentials(self, name: str, role: Role) -> Path | None:
+        """A file of credentials, where they are wanted."""
+        if self._authority is None:
+            return None
+        path = self._home.with_name(f"{name}.creds")
+        path.write_text(self._authority.credentials(name, role=role))
+        return path
 
     def kill(self, *, empty: bool = False) -> None:
         """kill -9, and throw away what it had stored if `empty`."""
@@ -87,7 +112,7 @@ class NatsUnderTest:
 class AgentUnderTest:
     """An agent process and its state folder."""
 
-    def __init__(self, folder: Path, nats_url: str) -> None:
+    def __init__(self, folder: Path, nats_url: str, credentials: Path | None = None) -> None:
         self.folder = folder
         self.state = folder / "state"
         self.models = folder / "models"
@@ -95,12 +120,14 @@ class AgentUnderTest:
         self.log = folder / "agent.log"
         self.env: dict[str, str] = {"CORTEX_AGENT__PORT_FIRST": str(free_port())}
         self.env["CORTEX_AGENT__PORT_LAST"] = "65000"
-        self._nats_url = nats_url
+        self._nats = ["--nats", nats_url]
+        # The credentials name the node.
+        self._nats += ["--credentials", str(credentials)] if credentials else ["--node", NODE]
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
         """The agent's command line."""
-        words = [sys.executable, "-m", "cortex_node_agent", "--nats", self._nats_url, "--node", NODE]
+        words = [sys.executable, "-m", "cortex_node_agent", *self._nats]
         words += ["--address", "127.0.0.1", "--state", str(self.state), "--model-root", str(self.models)]
         return [*words, "--program", f"fake={sys.executable} -S {FAKE}"]
 
@@ -262,7 +289,7 @@ def nats(folder: Path) -> Iterator[NatsUnderTest]:
 @pytest.fixture
 def agent(folder: Path, nats: NatsUnderTest) -> Iterator[AgentUnderTest]:
     """An agent that is to be started."""
-    under_test = AgentUnderTest(folder, nats.url)
+    under_test = AgentUnderTest(folder, nats.url, nats.credentials(NODE, "node"))
     yield under_test
     under_test.clean_up()
 
@@ -270,7 +297,8 @@ def agent(folder: Path, nats: NatsUnderTest) -> Iterator[AgentUnderTest]:
 @pytest.fixture
 async def fleet(nats: NatsUnderTest) -> AsyncIterator[Fleet]:
     """The API's side, connected."""
-    bus = Bus(NatsSettings(url=nats.url), name="test", owns_streams=True)
+    settings = NatsSettings(url=nats.url, credentials=nats.credentials("test", "service"))
+    bus = Bus(settings, name="test", owns_streams=True)
     observed = Mirror.of_bucket(bus, BUCKET)
     fleet = Fleet(bus, observed)
     tasks = [asyncio.ensure_future(part()) for part in (bus.run, observed.run)]
@@ -289,9 +317,3 @@ def alive(pid: int | None) -> bool:
         return pid is not None and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def gguf_of(folder: Path, source: Path, name: str = "model.gguf") -> ModelFile:
-    """A copy of a GGUF file under a model root, as a plan names it."""
-    shutil.copy(source, folder / name)
-    return ModelFile(path=name, format="gguf")

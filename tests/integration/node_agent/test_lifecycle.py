@@ -2,10 +2,10 @@
 
 import os
 import signal
-import urllib.request
 
-import anyio.to_thread
+import httpx
 import psutil
+from cortex_node_agent import probe
 from cortex_shared.contracts.commands import command_subject
 
 from tests.integration.node_agent.conftest import NODE, AgentUnderTest, Fleet, NatsUnderTest, alive, until
@@ -17,8 +17,10 @@ async def test_start_ready_stop_forget(fleet: Fleet, agent: AgentUnderTest) -> N
     ready = await fleet.phase("i1", "ready")
     assert ready.generation == 1
     assert ready.url == f"http://127.0.0.1:{ready.port}"
-    with urllib.request.urlopen(f"{ready.url}/health") as answer:
-        assert answer.status == 200
+    assert ready.port is not None
+    answer = await probe.get("127.0.0.1", ready.port, "/health", timeout_seconds=5)
+    assert answer is not None
+    assert answer.status == 200
     await fleet.stop("i1", 2, reason="asked by a test")
     stopped = await fleet.phase("i1", "stopped")
     assert stopped.generation == 2
@@ -158,16 +160,18 @@ async def test_a_stop_drains_what_is_being_answered(fleet: Fleet, agent: AgentUn
     agent.start()
     await fleet.start("i1", env={"FAKE_TOKENS_PER_SECOND": "20"})
     ready = await fleet.phase("i1", "ready")
-    request = urllib.request.Request(
-        f"{ready.url}/v1/chat/completions",
-        data=b'{"messages": [], "stream": true, "max_tokens": 25, "ignore_eos": true}',
-    )
-    with urllib.request.urlopen(request) as answer:
-        answer.readline()
+    asked: dict[str, object] = {"messages": [], "stream": True, "max_tokens": 25, "ignore_eos": True}
+    async with (
+        httpx.AsyncClient(timeout=20) as client,
+        client.stream("POST", f"{ready.url}/v1/chat/completions", json=asked) as answer,
+    ):
+        lines = answer.aiter_lines()
+        await anext(lines)
         await fleet.stop("i1", 2)
         await fleet.phase("i1", "stopping")
-        rest = await anyio.to_thread.run_sync(answer.read)
-    assert b'"finish_reason": "length"' in rest.replace(b'":"', b'": "')
+        rest = [line async for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert '"finish_reason":"length"' in rest[-2]
     await fleet.phase("i1", "stopped")
 
 

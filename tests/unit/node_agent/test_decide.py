@@ -44,12 +44,11 @@ fleets = st.sampled_from(FLEETS)
 commands = st.one_of(
     st.builds(start, instances, generations, fleets), st.builds(stop, instances, generations, fleets)
 )
-manifests = st.builds(
-    lambda epoch, names, fleet: manifest(epoch, *names, fleet=fleet),
-    st.integers(1, 5),
-    st.sets(instances),
-    fleets,
-)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> Manifest:
+    return manifest(draw(st.integers(1, 5)), *draw(st.sets(instances)), fleet=draw(fleets))
 
 
 @st.composite
@@ -57,7 +56,7 @@ def heard(draw: st.DrawFn) -> Heard:
     sequences = iter(draw(st.permutations(range(1, 6))))
     chosen = {command.instance: command for command in draw(st.lists(commands, max_size=3))}
     sequenced = {name: Sequenced(command, next(sequences)) for name, command in chosen.items()}
-    told = draw(st.none() | manifests)
+    told = draw(st.none() | manifests())
     return Heard(sequenced, Sequenced(told, next(sequences)) if told else None)
 
 

@@ -29,7 +29,7 @@ from cortex_node_agent.programs import Programs
 from cortex_node_agent.rpc import Rpc
 from cortex_node_agent.saver import Saver
 from cortex_node_agent.secrets import SecretsClient
-from cortex_node_agent.settings import AgentSettings, Settings, inherited_environment
+from cortex_node_agent.settings import Settings, inherited_environment
 from cortex_node_agent.store import StateFolder
 from cortex_node_agent.telemetry import Telemetry
 from cortex_node_agent.timeline import Timeline
@@ -74,7 +74,28 @@ async def main(settings: Settings) -> None:
     programs = Programs(told.programs, inherited)
     saver = Saver(state, warn)
     timeline = Timeline(bus, node)
-    host = _host(settings.agent, node, address, bus, state, roots, programs, saver, timeline, reporter)
+    runtime = ProcessRuntime(
+        state,
+        log_file_bytes_max=told.log_file_bytes_max,
+        log_files_max=told.log_files_max,
+        base_env=inherited,
+    )
+    host = Host(
+        node=node,
+        address=address,
+        settings=told,
+        state=state,
+        runtime=runtime,
+        roots=roots,
+        downloader=Downloader(roots.paths[0], told.hf_endpoint),
+        programs=programs,
+        ports=Ports(address, told.port_first, told.port_last),
+        secrets=SecretsClient(bus, node, state),
+        inherited_env=inherited,
+        changed=reporter.changed,
+        save=saver.save,
+        tell=timeline.tell,
+    )
     agent = Agent(host, mirror, saver)
     reporter.watch(instances=agent.observed, epochs=agent.epochs, programs=programs.observed)
     telemetry = Telemetry(
@@ -112,6 +133,7 @@ async def main(settings: Settings) -> None:
                 timeline.run,
                 rpc.run,
                 discover,
+                runtime.keep_spare,
             ],
             host=settings.http.host,
             port=settings.http.port,
@@ -119,42 +141,6 @@ async def main(settings: Settings) -> None:
         )
     finally:
         lock.release()
-
-
-def _host(
-    told: AgentSettings,
-    node: str,
-    address: str,
-    bus: Bus,
-    state: StateFolder,
-    roots: ModelRoots,
-    programs: Programs,
-    saver: Saver,
-    timeline: Timeline,
-    reporter: Reporter,
-) -> Host:
-    inherited = inherited_environment()
-    return Host(
-        node=node,
-        address=address,
-        settings=told,
-        state=state,
-        runtime=ProcessRuntime(
-            state,
-            log_file_bytes_max=told.log_file_bytes_max,
-            log_files_max=told.log_files_max,
-            base_env=inherited,
-        ),
-        roots=roots,
-        downloader=Downloader(roots.paths[0], told.hf_endpoint),
-        programs=programs,
-        ports=Ports(address, told.port_first, told.port_last),
-        secrets=SecretsClient(bus, node, state),
-        inherited_env=inherited,
-        changed=reporter.changed,
-        save=saver.save,
-        tell=timeline.tell,
-    )
 
 
 def _metrics(agent: Agent) -> Metrics:

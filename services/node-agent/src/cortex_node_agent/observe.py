@@ -27,7 +27,7 @@ from cortex_node_agent.settings import AgentSettings
 _log = get_logger("observe")
 
 # Changes that come together go out together.
-_APART_SECONDS = 0.02
+_APART_SECONDS = 0.01
 _RETRY_SECONDS = (0.1, 2.0)
 _DISK_FREE_MIB_MIN = 256
 _GPU_EVERY = 5

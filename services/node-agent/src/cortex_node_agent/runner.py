@@ -1,11 +1,12 @@
 """The runner: starts one engine, outlives the agent, keeps the engine's log, and writes down how it ended.
 
-Run by path, `python -I -S runner.py LABEL`, with its orders on standard input (see `Orders` in process.py).
+Run by path, `python -I -S runner.py`, with its orders on standard input (see `Orders` in process.py).
 One such process stays for every engine, so it imports nothing but what is built in or as good as: the
 `signal` module alone (for its enumerations) would cost 4 ms of every start and 1 MiB for as long as it runs.
 
-    standard input   marshal of a dict: argv, env, cwd, run, log_dir, log_file_bytes_max, log_files_max,
+    standard input   marshal of a dict: name, argv, env, cwd, run, log_dir, log_file_bytes_max, log_files_max,
                      grace_seconds, record (a path), head (JSON text that lacks its closing brace)
+                     (at its end without any, the agent has gone: so do we)
     standard output  one line: "ok PID START_TICKS", or "error ERRNO WHAT"; then it is closed
     the record       head + who runs, and later how it ended; replaced atomically
     SIGTERM          stop: SIGTERM to the engine's group, SIGKILL after the grace; SIGUSR1: SIGKILL now
@@ -298,6 +299,15 @@ def listen_for_signals() -> int:
     return reader
 
 
+def rename(name: str) -> None:
+    """What ps shows: all runners have the same command line."""
+    try:
+        with open("/proc/self/comm", "w") as file:
+            file.write(name[-15:])
+    except OSError:
+        pass  # only a name
+
+
 def say(text: str) -> None:
     try:  # noqa: SIM105 (as above)
         os.write(1, text.encode())
@@ -310,7 +320,11 @@ def say(text: str) -> None:
 
 
 def main() -> None:
-    orders = marshal.loads(sys.stdin.buffer.read())
+    told = sys.stdin.buffer.read()
+    if not told:
+        return
+    orders = marshal.loads(told)
+    rename(orders["name"])
     signals = listen_for_signals()
     log = Log(orders["log_dir"], orders["log_file_bytes_max"], orders["log_files_max"])
     who: dict[str, object] = {
@@ -333,7 +347,8 @@ def main() -> None:
     record.write(who)
     say(f"ok {pid} {who['ticks']}\n")
     run, grace_seconds = orders["run"], orders["grace_seconds"]
-    orders.clear()  # it held secrets
+    del told
+    orders.clear()  # they held secrets
     watch = Watch(pid, output, signals, log, grace_seconds)
     watch.until_end()
     # Before it is reaped: until then no other session can have its number.
