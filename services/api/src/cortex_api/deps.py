@@ -3,8 +3,10 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Annotated, cast
 
+from cortex_shared.errors import Conflict
 from fastapi import Depends, Security
 from fastapi.security import HTTPBearer
+from sqlalchemy.exc import IntegrityError
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import Request
 
@@ -58,8 +60,16 @@ async def _session(
     state: State, hints: Hinting, caller: Annotated[Principal, Depends(_caller)]
 ) -> AsyncGenerator[AsyncSession]:
     # Depends on the caller so that nobody unknown opens a transaction.
-    async with state.database.transaction() as session:
-        yield session
+    try:
+        async with state.database.transaction() as session:
+            yield session
+    except IntegrityError as error:
+        # Two requests at once: each looked before the other wrote.
+        raise Conflict(
+            "another request changed the same thing at the same time",
+            code="request.raced",
+            remedy="look again; send it again if it is still wanted",
+        ) from error
     hints.send(state.controllers, state.outbox, state.principals, state.observations)
 
 

@@ -61,10 +61,10 @@ async def patch(
     change: dict[str, Any] = body.model_dump(exclude_unset=True)
     stored = row.model_dump(include=_FIELDS)
     for name, value in change.items():
-        if value is None and name != "name":
-            stored.pop(name)
-        elif value is not None:
+        if value is not None:
             stored[name] = value
+        elif name != "name":
+            del stored[name]
     fields = KeyFields.model_validate(stored)
     _check_role(principal, fields.role)
     if "expires_at" in change:

@@ -81,7 +81,7 @@ class ModelViews:
             "updated_at": iso(row.updated_at),
             "instances": [brief.model_dump(mode="json") for brief in briefs],
         }
-        return {**settings, **answer, **more}
+        return {**answer, **settings, "engine_type": row.engine_type, **more}
 
 
 def iso(moment: Any) -> str:

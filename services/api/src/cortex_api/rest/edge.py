@@ -10,6 +10,7 @@ from cortex_shared.errors import CortexError, InvalidInput
 from cortex_shared.ids import new_request_id
 from cortex_shared.logs import get_logger
 from cortex_shared.metrics import Metrics
+from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cortex_api.rest.errors import TooLarge, error_response
@@ -72,6 +73,16 @@ class Edge:
         self._seconds.labels(scope["method"], route).observe(seconds)
 
 
+def _check_json(body: bytes) -> None:
+    # One parser for all routes: it refuses NaN, bad UTF-8 and bottomless nesting, which json.loads does not.
+    try:
+        from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidInput(
+            f"the body is not JSON: {error}", code="body.not_json", remedy="send a JSON object"
+        ) from error
+
+
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
@@ -111,6 +122,11 @@ async def _bounded(scope: Scope, receive: Receive) -> Receive:
         ) from error
     if b"\\u0000" in body or b"\0" in body:
         raise InvalidInput("NUL in the body", code="body.nul", remedy="leave the NUL character out")
+    if body:
+        _check_json(bytes(body))
+    # Every body is JSON, whatever a client (curl -d) labels it.
+    scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+    scope["headers"].append((b"content-type", b"application/json"))
     said = False
 
     async def again() -> Message:

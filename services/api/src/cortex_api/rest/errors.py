@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 from cortex_shared.errors import CortexError, InvalidInput, Unauthorized
 from fastapi import FastAPI
@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match
 
 UNKNOWN_FIELD = "unknown_field"
 
@@ -132,15 +133,26 @@ async def _on_http(request: Request, error: Exception) -> Response:
             remedy="see /api/v1/openapi.json for what there is",
         )
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        allowed = ", ".join(_methods(request))
         told = CortexError(
             f"{request.method} is not possible at {request.url.path}",
             code="http.method_not_allowed",
             remedy=f"use {allowed}" if allowed else None,
         )
+        return JSONResponse(told.body(), status_code=405, headers={"Allow": allowed})
     else:
         told = CortexError(str(error.detail), code=f"http.{error.status_code}")
-    return JSONResponse(told.body(), status_code=error.status_code, headers=error.headers)
+    return JSONResponse(told.body(), status_code=error.status_code)
+
+
+def _methods(request: Request) -> list[str]:
+    """Methods that the path has; the router itself names those of the first route only."""
+    found: set[str] = set()
+    for route in cast("list[BaseRoute]", request.app.routes):
+        for method in ("GET", "POST", "PATCH", "DELETE"):
+            if route.matches({**request.scope, "method": method})[0] is Match.FULL:
+                found.add(method)
+    return sorted(found)
 
 
 def install_error_handlers(app: FastAPI) -> None:
