@@ -1,8 +1,8 @@
 """How long a start takes: python -m tests.bench.start [--count N] [--home RUNNING].
 
 From the start command to the engine's process: its start time (/proc/PID/stat, in hundredths of a second)
-against the moment before the request was sent. From the engine being ready (its own /health, asked without pause) to
-the first request routed (the first answer with status 200 of the gateway, asked without pause as well).
+against the moment before the request was sent. From the engine being ready (its own /health, asked without
+pause) to the first request routed (the first answer with status 200 of the gateway, asked likewise).
 """
 
 import argparse
