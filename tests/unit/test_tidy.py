@@ -15,7 +15,39 @@ FUNCTION_LINES_MAX = 80
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "core"}
 
 # Imports inside functions, with the reason. An entry that no code needs any more fails, too.
-LATE_IMPORTS: dict[tuple[str, str], str] = {}
+_QUICK = "a command that does not need it must not wait for it"
+LATE_IMPORTS: dict[tuple[str, str], str] = {
+    ("cli/src/cortex_cli/commands/chat.py", "cortex_cli.openai_chat"): _QUICK,
+    ("cli/src/cortex_cli/commands/doctor.py", "cortex_cli.doctor"): _QUICK,
+    ("cli/src/cortex_cli/commands/models.py", "cortex_cli.commands.model_settings"): _QUICK,
+    ("cli/src/cortex_cli/commands/models.py", "cortex_cli.progress"): _QUICK,
+    ("cli/src/cortex_cli/commands/run.py", "cortex_cli.commands.model_settings"): _QUICK,
+    ("cli/src/cortex_cli/commands/run.py", "cortex_cli.commands.system"): _QUICK,
+    ("cli/src/cortex_cli/commands/run.py", "cortex_cli.progress"): _QUICK,
+    ("cli/src/cortex_cli/commands/run.py", "cortex_cli.served"): _QUICK,
+    ("cli/src/cortex_cli/commands/run.py", "cortex_cli.served_folders"): _QUICK,
+    ("cli/src/cortex_cli/commands/system.py", "cortex_cli.access"): _QUICK,
+    ("cli/src/cortex_cli/commands/system.py", "importlib.metadata"): _QUICK,
+    ("cli/src/cortex_cli/commands/watch.py", "json"): _QUICK,
+    ("cli/src/cortex_cli/output.py", "rich.console"): _QUICK,
+    ("cli/src/cortex_cli/output.py", "rich.table"): _QUICK,
+    ("cli/src/cortex_cli/output.py", "rich.text"): _QUICK,
+    ("cli/src/cortex_cli/session.py", "cortex_cli.client"): _QUICK,
+    ("cli/src/cortex_cli/embedded/launch.py", "pwd"): "only Postgres needs it",
+    (
+        "cli/src/cortex_cli/first_answer.py",
+        "cortex_llamacpp.tiny",
+    ): "only the tiny model needs it",
+    (
+        "images/llamacpp/src/cortex_llamacpp/wheel.py",
+        "cortex_llamacpp",
+    ): "ctypes, only where libgomp is missing",
+    ("services/api/src/cortex_api/db/migrate.py", "alembic"): "10 MiB that only a migration needs",
+    ("services/api/src/cortex_api/db/migrate.py", "alembic.config"): "10 MiB that only a migration needs",
+    ("services/node-agent/src/cortex_node_agent/download.py", "httpx"): "memory, on hosts that fetch nothing",
+    ("services/node-agent/src/cortex_node_agent/gpus.py", "pynvml"): "memory, on hosts without a GPU",
+    ("services/node-agent/src/cortex_node_agent/runner.py", "ctypes"): "a runner per engine is kept small",
+}
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @invariant()
     def looking_again_changes_nothing(self) -> None:
-        before = self.routes()
         self.state.judge(self.now, WALL)
+        before = self.routes()
         assert self.state.judge(self.now, WALL) == []
         assert self.routes() == before
 
