@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import shutil
 import signal
 import sys
@@ -24,7 +25,7 @@ _ROOM_BYTES_MIN = 32 * 2**20
 # sync_interval bounds what a power cut may take. `always` would cost an fsync a message.
 _CONFIG = """\
 # Written by `cortex up` at every start.
-server_name: "cortex-embedded"
+server_name: "{name}"
 host: {host}
 port: {port}
 max_payload: 8MB
@@ -56,6 +57,8 @@ class Nats:
         self.wanted_port = port or _remembered_port(home) or DEFAULT_PORT
         self.port = ports.pick("NATS server", host, self.wanted_port, explicit=port is not None)
         self._config = home.secrets / "nats.conf"
+        # So that another NATS, come by the port a moment before, is not taken for this one.
+        self._server_name = f"cortex-{secrets.token_hex(8)}"
         self._log_seen = 0
         self._store_broken = False
 
@@ -89,6 +92,7 @@ class Nats:
         private_folder(self._home.nats)
         write_json(self._home.config_file, read_json(self._home.config_file) | {"nats_port": self.port})
         text = _CONFIG.format(
+            name=self._server_name,
             host=json.dumps(self.host),
             port=self.port,
             store=json.dumps(str(self._home.nats)),
@@ -128,7 +132,7 @@ class Nats:
         if verb != b"INFO":
             return False
         found = cast("dict[str, object]", json.loads(words))
-        return found.get("jetstream") is True and found.get("server_name") == "cortex-embedded"
+        return found.get("jetstream") is True and found.get("server_name") == self._server_name
 
     def _reachable_host(self) -> str:
         return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)
