@@ -71,7 +71,7 @@ class FleetState:
         node.adopted = {}
         changed = before is None or _relevant(before) != _relevant(observed)
         if changed:
-            self._index()
+            self._known.update(node.instances())  # those that left are dropped by `forget`
         if heard and not repeated:
             for instance in observed.instances:
                 if instance.phase == "ready":
