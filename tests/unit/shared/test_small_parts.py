@@ -37,7 +37,7 @@ def test_errors_have_one_shape() -> None:
             "code": "models.unknown",
             "message": "no model 7",
             "field": "id",
-            "remedy": "list the models",
+            "remedy": "list them",
         }
     }
     statuses = [kind.status for kind in CortexError.__subclasses__()]
