@@ -47,6 +47,7 @@ class Incoming:
         "keep_alive",
         "key",
         "method",
+        "offers",
         "parts",
         "refusal",
         "size",
@@ -64,6 +65,7 @@ class Incoming:
         self.keep_alive = True
         self.http10 = False
         self.expects = False
+        self.offers = False
         self.hot: HotPath | None = None
         self.key: Key | None = None
         self.refusal: ApiError | None = None
@@ -93,6 +95,7 @@ class GatewayProtocol(HttpToolsProtocol):
         self._broken: ApiError | None = None
         self._congested = False
         self._fed = 0
+        self._begins = 0
         self._deadline = 0.0
         self._began: float | None = None
 
@@ -125,24 +128,20 @@ class GatewayProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._closing or self._deaf:
             return
-        self._fed += len(data)
-        try:
-            cast("httptools.HttpRequestParser", self.parser).feed_data(data)
-        except httptools.HttpParserUpgrade:
-            # Nothing is upgraded here; what follows the request is not HTTP/1 any more.
-            self._deaf = True
-        except httptools.HttpParserCallbackError as error:
-            _log.error("protocol.bug", error=repr(error.__context__ or error))
-            self._fail(ApiError(500, "The gateway failed.", "server_error", "internal_error"))
-            return
-        except httptools.HttpParserError as error:
-            self._fail(invalid_request(f"The HTTP request is malformed: {error}."))
-            return
+        before, self._begins = self._incoming, 0
+        left: bytes | None = data
+        while left is not None:
+            left = self._feed(left)
         incoming = self._incoming
         if self._closing or self._deaf or incoming.complete:
             self._fed = 0
             self._began = None
             return
+        # Of a piece that held other requests an unknown part is this one's; pieces are 256 KiB at most.
+        if incoming is before:
+            self._fed += len(data)
+        else:
+            self._fed = len(data) if self._alone(before) else 0
         if not incoming.head_done and self._fed > self._gateway.settings.intake.head_max_bytes:
             self._fail(_head_too_large())
             return
@@ -150,6 +149,38 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._began is None:
             self._began = now
         self._set_intake_deadline(incoming, now)
+
+    def _alone(self, before: Incoming | None) -> bool:
+        return self._begins == 1 and (before is None or before.complete)
+
+    def _feed(self, data: bytes) -> bytes | None:
+        # What is to be fed next, if anything.
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            return self._without_upgrade(data[cast("int", upgrade.args[0]) :])
+        except httptools.HttpParserCallbackError as error:
+            _log.error("protocol.bug", error=repr(error.__context__ or error))
+            self._fail(ApiError(500, "The gateway failed.", "server_error", "internal_error"))
+        except httptools.HttpParserError as error:
+            self._fail(invalid_request(f"The HTTP request is malformed: {error}."))
+        return None
+
+    def _without_upgrade(self, rest: bytes) -> bytes | None:
+        # Nothing is upgraded here, as HTTP allows (Java's client offers h2c with every first request), but the
+        # parser takes what follows such a head for another protocol: it gets the head again, without the offer.
+        if self._closing or self._deaf:
+            return None
+        incoming = self._incoming
+        head = [b"%b %b HTTP/1.1\r\n" % (incoming.method, incoming.url)]
+        for name, value in incoming.headers:
+            if name == b"connection":
+                value = b"close" if b"close" in value.lower() else b"keep-alive"
+            if name not in (b"upgrade", b"http2-settings"):
+                head.append(b"%b: %b\r\n" % (name, value))
+        parser = self.parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return b"".join((*head, b"\r\n", rest))
 
     def pause_writing(self) -> None:
         self._congested = True
@@ -192,6 +223,7 @@ class GatewayProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self._incoming = Incoming()
+        self._begins += 1
 
     def on_url(self, url: bytes) -> None:
         self._incoming.url += url
@@ -205,13 +237,14 @@ class GatewayProtocol(HttpToolsProtocol):
         if self._closing or self._deaf:
             return
         incoming = self._incoming
-        parser = cast("httptools.HttpRequestParser", self.parser)
+        parser = self.parser
         incoming.head_done = True
         incoming.method = parser.get_method()
         incoming.http10 = parser.get_http_version() != "1.1"
-        incoming.keep_alive = (
-            parser.should_keep_alive() and not incoming.http10 and not parser.should_upgrade()
-        )
+        incoming.keep_alive = parser.should_keep_alive() and not incoming.http10
+        if parser.should_upgrade() and incoming.method != b"CONNECT":
+            incoming.offers = True
+            return
         problem = self._check_head(incoming)
         if problem is not None:
             self._fail(problem)
@@ -259,9 +292,9 @@ class GatewayProtocol(HttpToolsProtocol):
         incoming.parts.append(body)
 
     def on_message_complete(self) -> None:
-        if self._closing or self._deaf:
-            return
         incoming = self._incoming
+        if self._closing or self._deaf or incoming.offers:
+            return
         incoming.complete = True
         if incoming is self._current:
             super().on_message_complete()

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Protocol, cast
 
 import anyio
-from anyio.abc import TaskGroup
 from cortex_shared.errors import InvalidInput
 
 from cortex_gateway.chunks import ChunkReader
@@ -258,12 +257,13 @@ class Pool:
         self.settings = settings
         self._loop = loop
         self._sweeper = sweeper
-        self._group: TaskGroup | None = None
+        # asyncio's, since anyio's cannot be given a task from a transport's callback.
+        self._group: asyncio.TaskGroup | None = None
         self._endpoints: set[Endpoint] = set()
 
     async def run(self) -> None:
         """Parent of the connecting tasks, until cancelled."""
-        async with anyio.create_task_group() as group:
+        async with asyncio.TaskGroup() as group:
             self._group = group
             try:
                 await anyio.sleep_forever()
@@ -311,7 +311,7 @@ class Pool:
         if self._group is None:
             self._loop.call_soon(done, None)
         else:
-            self._group.start_soon(self._connect, endpoint, seconds, done, dial)
+            self._group.create_task(self._connect(endpoint, seconds, done, dial))
         return dial
 
     async def _connect(
