@@ -114,7 +114,12 @@ async def test_a_changed_model_gets_a_new_generation_of_the_same_instance(world:
     assert renewed.instance == start.instance
     assert renewed.plan_hash != start.plan_hash
     assert "512" in renewed.plan.argv
-    assert (await world.manifest(epoch=2)).instances[0].generation == 2
+
+    def listed() -> bool:
+        manifest = world.manifest_now()
+        return manifest is not None and [entry.generation for entry in manifest.instances] == [2]
+
+    await until(listed)
 
 
 async def test_a_change_that_the_plan_does_not_show_restarts_nothing(world: World) -> None:

@@ -2,13 +2,10 @@
 
 import asyncio
 import uuid
-from dataclasses import replace
 from typing import Any
 
 import anyio
 import pytest
-from cortex_api.controllers import repository
-from cortex_api.controllers.decide import Decision
 from cortex_api.db.tables import ApiKey, Instance, Model, Usage
 from cortex_api.keys.repository import bump_version
 from cortex_shared.clock import utc_now
@@ -195,19 +192,6 @@ async def test_postgres_away_stops_nothing_and_is_waited_for(world: World) -> No
     world.apis[0].controllers.hint_model(model)
     await until(lambda: len(world.told()) == 2)
     assert start in world.told()
-
-
-async def test_a_stale_decision_changes_nothing(world: World) -> None:
-    model, _ = await started(world)
-    async with world.apis[0].database.transaction() as session:
-        row = await repository.model(session, model)
-        rows = await repository.instances(session, model)
-    assert row is not None
-    decision = Decision(update=((rows[0], replace(rows[0], generation=9)),))
-    for seen, before in ((replace(row, generation=5), rows), (row, [replace(rows[0], generation=3)])):
-        with pytest.raises(repository.Stale):
-            async with world.apis[0].database.transaction() as session:
-                await repository.apply(session, seen, before, decision)
 
 
 async def _add_key(world: World, name: str) -> str:

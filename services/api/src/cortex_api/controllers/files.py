@@ -25,27 +25,37 @@ class Files:
         self._bus = bus
         self._known: OrderedDict[tuple[str, str], tuple[float, InspectReply]] = OrderedDict()
 
-    async def of(self, spec: ModelSpec, nodes: Iterable[str]) -> dict[str, InspectReply]:
-        """Replies by node; empty for a file that is fetched."""
+    def known(self, spec: ModelSpec, nodes: Iterable[str]) -> dict[str, InspectReply] | None:
+        """Replies by node, empty for a file that is fetched; None if a node must be asked first."""
         path = engine_of(spec.engine_type).file(spec)
         if path is None:
             return {}
+        found, unknown = self._remembered(path, nodes)
+        return None if unknown else found
+
+    async def ask(self, spec: ModelSpec, nodes: Iterable[str]) -> dict[str, InspectReply]:
+        """Replies by node, asking those of which nothing is remembered."""
+        path = engine_of(spec.engine_type).file(spec)
+        if path is None:
+            return {}
+        found, unknown = self._remembered(path, nodes)
+        form = file_format(spec, path)
+        async with anyio.create_task_group() as group:
+            for node in unknown:
+                group.start_soon(self._ask, node, path, form, found)
+        return found
+
+    def _remembered(self, path: str, nodes: Iterable[str]) -> tuple[dict[str, InspectReply], list[str]]:
         now = anyio.current_time()
-        asked = sorted(nodes)[:_NODES_MAX]
-        unknown: list[str] = []
         found: dict[str, InspectReply] = {}
-        for node in asked:
+        unknown: list[str] = []
+        for node in sorted(nodes)[:_NODES_MAX]:
             known = self._known.get((node, path))
             if known is not None and known[0] > now:
                 found[node] = known[1]
             else:
                 unknown.append(node)
-        if unknown:
-            form = file_format(spec, path)
-            async with anyio.create_task_group() as group:
-                for node in unknown:
-                    group.start_soon(self._ask, node, path, form, found)
-        return found
+        return found, unknown
 
     async def _ask(self, node: str, path: str, form: FileFormat, found: dict[str, InspectReply]) -> None:
         with anyio.move_on_after(_ASK_SECONDS):

@@ -24,7 +24,6 @@ from cortex_api.placement import NodeFacts, node_facts
 
 _log = get_logger("controllers.models")
 
-_STALE_SECONDS = 0.02
 _PROBLEM_SECONDS = 5.0
 _STOPPED_SECONDS = 0.5
 
@@ -69,39 +68,63 @@ class ModelController:
         return again
 
     async def _look(self, model_id: int) -> Again | None:
-        async with self._database.transaction() as session:
-            model = await repository.model(session, model_id)
-            rows = await repository.instances(session, model_id)
-            self.nodes = await repository.nodes(session)
-        if model is None:
-            self._forget(model_id)
-            return None
-        self._desired.models[model_id] = model
-        self._desired.set_rows(model_id, rows)
-        view = self._view(model, rows, {})
-        if needs_place(model, rows, view) and model.spec is not None:
-            view = self._view(model, rows, await self._files.of(model.spec, self._askable()))
-        decision = decide(model, rows, view, new_instance_id)
+        files: dict[str, InspectReply] | None = None
+        while True:
+            # One transaction, and the model's row locked: what is decided is decided on what is written.
+            async with self._database.transaction() as session:
+                model = await repository.model(session, model_id, lock=True)
+                if model is None:
+                    break
+                rows = await repository.instances(session, model_id)
+                self.nodes = await repository.nodes(session)
+                self._desired.models[model_id] = model
+                self._desired.set_rows(model_id, rows)
+                view = self._view(model, rows, files or {})
+                if files is None and model.spec is not None and needs_place(model, rows, view):
+                    files = self._files.known(model.spec, self._askable())
+                    view = self._view(model, rows, files or {})
+                else:
+                    files = files or {}
+                decision, epoch = Decision(), None
+                if files is not None:
+                    decision = decide(model, rows, view, new_instance_id)
+                    if decision.changes:
+                        epoch = await repository.apply(session, model_id, decision)
+            if files is not None:
+                return await self._decided(model, rows, view, decision, epoch)
+            # No question over the network inside a transaction: ask, then look once more.
+            assert model.spec is not None
+            files = await self._files.ask(model.spec, self._askable())
+        self._forget(model_id)
+        return None
+
+    async def _decided(
+        self,
+        model: ModelRow,
+        rows: Sequence[InstanceRow],
+        view: View,
+        decision: Decision,
+        epoch: int | None,
+    ) -> Again | None:
+        """After the commit."""
         if decision.problem is None:
-            self.problems.pop(model_id, None)
+            self.problems.pop(model.id, None)
         else:
-            if self.problems.get(model_id) != decision.problem:
+            if self.problems.get(model.id) != decision.problem:
                 _log.info("model.not_placed", model=model.name, reason=decision.problem.message)
-            self.problems[model_id] = decision.problem
+            self.problems[model.id] = decision.problem
         if decision.changes:
-            try:
-                async with self._database.transaction() as session:
-                    epoch = await repository.apply(session, model, rows, decision)
-            except repository.Stale:
-                return Again(_STALE_SECONDS)
             self._applied(model, rows, decision, epoch)
             if any(new.desired == "stop" and new.node in view.lost for _, new in decision.update):
                 # Nobody will confirm this stop: the row goes once the command is out.
                 return Again(_STOPPED_SECONDS)
         else:
             self._changed({row.node for row in rows})
-        if not model.running and not self._desired.rows_of(model_id):
-            self._desired.models.pop(model_id, None)
+        if not model.running and not self._desired.rows_of(model.id):
+            self._desired.models.pop(model.id, None)
+            if model.spec is not None and not model.deleting:
+                # Just created, most likely: a start comes next, and need not ask then.
+                await self._files.ask(model.spec, self._askable())
         return Again(_PROBLEM_SECONDS) if decision.problem is not None else None
 
     def _applied(

@@ -19,10 +19,6 @@ from cortex_api.db.tables import Fleet, Instance, Model, Node, Usage
 from cortex_api.models.repository import spec_of
 
 
-class Stale(Exception):
-    """What was read has changed since: look again."""
-
-
 async def fleet(session: AsyncSession) -> FleetRow:
     """The fleet's row; raises Unavailable before the database is prepared."""
     row = (await session.exec(select(Fleet))).one_or_none()
@@ -31,9 +27,12 @@ async def fleet(session: AsyncSession) -> FleetRow:
     return FleetRow(row.fleet, row.manifest_epoch, row.routes_epoch)
 
 
-async def model(session: AsyncSession, model_id: int) -> ModelRow | None:
-    """One model."""
-    row = (await session.exec(select(Model).where(Model.id == model_id))).one_or_none()
+async def model(session: AsyncSession, model_id: int, *, lock: bool = False) -> ModelRow | None:
+    """One model; locked until the end of the transaction if asked, which guards its instances, too."""
+    statement = select(Model).where(Model.id == model_id)
+    if lock:
+        statement = statement.with_for_update()
+    row = (await session.exec(statement)).one_or_none()
     return None if row is None else _model(row)
 
 
@@ -72,32 +71,11 @@ async def nodes(session: AsyncSession) -> dict[str, NodeRow]:
     return {row.name: NodeRow(row.name, row.cordoned, dict(row.labels)) for row in rows}
 
 
-async def apply(
-    session: AsyncSession, seen: ModelRow, before: Sequence[InstanceRow], decision: Decision
-) -> int | None:
-    """Write a decision if nothing changed since it was taken, else raise Stale.
+async def apply(session: AsyncSession, model_id: int, decision: Decision) -> int | None:
+    """Write a decision in the transaction that read, and locked, the model.
 
     Returns the new manifest epoch if any node's set of instances changes.
     """
-    locked = (
-        await session.exec(
-            select(Model.generation, Model.desired_state, Model.deleting, Model.replicas)
-            .where(Model.id == seen.id)
-            .with_for_update()
-        )
-    ).one_or_none()
-    if locked is None or tuple(locked) != (
-        seen.generation,
-        "running" if seen.running else "stopped",
-        seen.deleting,
-        seen.replicas,
-    ):
-        raise Stale
-    now_there = await session.exec(
-        select(Instance.id, Instance.generation, Instance.desired).where(Instance.model_id == seen.id)
-    )
-    if {tuple(row) for row in now_there} != {(row.id, row.generation, row.desired) for row in before}:
-        raise Stale
     if decision.insert:
         await session.exec(insert(Instance).values([_values(row) for row in decision.insert]))
     for old, new in decision.update:
@@ -109,7 +87,7 @@ async def apply(
         await session.exec(delete(Instance).where(col(Instance.id).in_(ids)))
     epoch = await _next_epoch(session) if decision.changes_manifest else None
     if decision.delete_model:
-        await session.exec(delete(Model).where(col(Model.id) == seen.id))
+        await session.exec(delete(Model).where(col(Model.id) == model_id))
     return epoch
 
 
