@@ -1,6 +1,8 @@
 """What dies, hangs or is missing: agents, runners, engines, files, programs, ports, secrets, disks."""
 
 import asyncio
+import json
+import marshal
 import os
 import signal
 import socket
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from cortex_node_agent import runner
 from cortex_shared.contracts.plan import ModelFile, Probe
 from cortex_shared.contracts.rpc import LogsReply, LogsRequest, node_rpc_subject
 
@@ -363,6 +366,43 @@ async def test_stop_engines_needs_no_nats_and_the_next_agent_starts_them_again(
     await fleet.phase("a", "ready", restarts=0)
 
 
+async def test_a_wish_that_cannot_be_kept_is_a_warning_and_the_engine_runs(
+    fleet: Fleet, agent: AgentUnderTest
+) -> None:
+    # A folder where the file is to be written, for a disk that is full: writing fails for root, too.
+    in_the_way = agent.state / "instances" / "i1" / "desired.json.new"
+    in_the_way.mkdir(parents=True)
+    agent.start()
+    await fleet.start("i1")
+    await fleet.phase("i1", "ready")
+
+    def warned() -> bool:
+        node = fleet.node()
+        return node is not None and "state_not_saved" in {warning.code for warning in node.warnings}
+
+    await until(warned, "a warning")
+    in_the_way.rmdir()
+    await until(lambda: not warned(), "no warning")
+    assert (agent.state / "instances" / "i1" / "desired.json").exists()
+
+
+async def test_the_spare_runner_ends_with_its_agent(fleet: Fleet, agent: AgentUnderTest) -> None:
+    agent.start()
+    await fleet.start("i1")
+    await fleet.phase("i1", "ready")
+
+    def runners() -> set[int]:
+        mine = str(agent.state / "runner.pyc")
+        return {
+            found.pid for found in psutil.process_iter(["cmdline"]) if mine in (found.info["cmdline"] or [])
+        }
+
+    used = agent.record("i1")["runner_pid"]
+    await until(lambda: runners() > {used}, "a spare")
+    agent.kill()
+    await until(lambda: runners() == {used}, "the spare's end")
+
+
 async def test_an_engine_outlives_a_full_disk(agent: AgentUnderTest, folder: Path) -> None:
     """A file size limit of the runner stands for the disk: its writes fail in the same way."""
     agent.state.mkdir()
@@ -372,10 +412,6 @@ async def test_an_engine_outlives_a_full_disk(agent: AgentUnderTest, folder: Pat
         "resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\n"
         "os.execv(sys.argv[1], sys.argv[1:])\n"
     )
-    import marshal
-
-    from cortex_node_agent import runner
-
     port = free_port()
     told = {
         "name": "fake",
@@ -391,24 +427,24 @@ async def test_an_engine_outlives_a_full_disk(agent: AgentUnderTest, folder: Pat
         "head": '{"a": 1',
     }
     words = [sys.executable, "-S", str(script), sys.executable, "-I", "-S", runner.__file__]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(marshal.dumps(told))
-        process.stdin.close()
-        assert process.stdout.readline().startswith(b"ok ")
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin as stdin, process.stdout as stdout:
+        stdin.write(marshal.dumps(told))
+        stdin.close()
+        assert stdout.readline().startswith(b"ok ")
 
-        def answers() -> bool:
-            with socket.socket() as trial:
-                return trial.connect_ex(("127.0.0.1", port)) == 0
+    def answers() -> bool:
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", port)) == 0
 
-        await until(answers, "the engine up")
+    try:
         written = folder / f"{0:020d}.log"
-        await until(lambda: written.stat().st_size == 40_000, "the disk full")
-        assert answers()
+        await until(lambda: written.exists() and written.stat().st_size == 40_000, "the disk full")
+        await until(answers, "the engine up")
+    finally:
         process.terminate()
         process.wait(10)
-    assert (
-        '"signal": null' in (folder / "run.json").read_text()
-        or '"status": 0' in (folder / "run.json").read_text()
-    )
+    ended = json.loads((folder / "run.json").read_text())
+    assert (ended["status"], ended["signal"], ended["asked"]) == (0, None, True)

@@ -24,7 +24,7 @@ PHASES = cast("tuple[Phase, ...]", get_args(Phase.__value__))
 def reached_from(phase: Phase) -> set[Phase]:
     reached: list[Phase] = [phase]
     for at in reached:
-        reached += [after for after in PHASES if phases.may_follow(at, after) and after not in reached]
+        reached.extend(after for after in PHASES if phases.may_follow(at, after) and after not in reached)
     return set(reached)
 
 

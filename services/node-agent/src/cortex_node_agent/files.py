@@ -47,8 +47,13 @@ class ModelRoots:
                 remedy="move it there, or add its folder to the agent's model roots (--model-root)",
             )
         for found in inside:
-            if found.exists():
-                return found
+            try:
+                if found.exists():
+                    return found
+            except OSError as error:  # a folder on the way that may not be searched, a name too long
+                raise _bad(
+                    f"{path} cannot be looked at: {error.strerror}", "let the agent's user read it"
+                ) from error
         raise NotFound(
             f"there is no {path} on this host (looked in {self._shown()})",
             code="no_file",

@@ -21,7 +21,8 @@ from cortex_node_agent.watch import Verdict, Watcher
 _log = get_logger("instance")
 
 _LAST_LINES_MAX = 40
-_LAST_BYTES_MAX = 16_384
+# Of every instance in one message, which NATS takes up to 1 MiB of.
+_LAST_BYTES_MAX = 4096
 _STEADY_SECONDS = 60.0
 _DRAIN_LOOK_SECONDS = 0.2
 # So long a ready engine is left alone at least before it is stopped: its routes go in the meantime.
@@ -183,6 +184,12 @@ class Instance:
             )
         except CortexError as error:
             return error
+        except OSError as error:
+            return Unavailable(
+                f"this host could not prepare the start: {error}",
+                code="host_error",
+                remedy="see the agent's log and the disk; it is tried again by itself",
+            )
 
     def _fetching(self, ratio: float | None) -> None:
         if self._phase not in ("placed", "fetching"):

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from cortex_shared.errors import Conflict
@@ -28,9 +29,10 @@ class StateLock:
                 field="state",
                 remedy="stop that agent first, or give this one a state folder of its own (--state)",
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd
+        with suppress(OSError):  # on a full disk the lock holds, too; it only has no name
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let another one in."""

@@ -66,10 +66,10 @@ class Log:
             self.lost_bytes += len(data)
 
     def _append(self, data: bytes) -> None:
-        if self.fd < 0 or self.size >= self.file_bytes_max:
-            self._turn()
         while data:
-            written = os.write(self.fd, data)
+            if self.fd < 0 or self.size >= self.file_bytes_max:
+                self._turn()
+            written = os.write(self.fd, data[: self.file_bytes_max - self.size])
             self.size += written
             data = data[written:]
 
