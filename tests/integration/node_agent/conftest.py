@@ -118,6 +118,7 @@ class AgentUnderTest:
         self.models = folder / "models"
         self.models.mkdir()
         self.log = folder / "agent.log"
+        self.http_port = 0
         self.env: dict[str, str] = {"CORTEX_AGENT__PORT_FIRST": str(free_port())}
         self.env["CORTEX_AGENT__PORT_LAST"] = "65000"
         self._nats = ["--nats", nats_url]
@@ -133,7 +134,8 @@ class AgentUnderTest:
 
     def start(self) -> None:
         """Start it."""
-        env = {"PATH": os.environ["PATH"], "CORTEX_HTTP__PORT": str(free_port()), **self.env}
+        self.http_port = free_port()
+        env = {"PATH": os.environ["PATH"], "CORTEX_HTTP__PORT": str(self.http_port), **self.env}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(self.command(), env=env, stdout=log, stderr=log)
 

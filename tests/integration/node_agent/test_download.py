@@ -1,5 +1,6 @@
 """Downloads, against a small server that speaks Hugging Face's protocol and misbehaves on request."""
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -12,6 +13,8 @@ import pytest
 from cortex_node_agent.download import Downloader
 from cortex_shared.contracts.plan import ModelFile
 from cortex_shared.errors import CortexError, Forbidden, NotFound, Unavailable
+
+from tests.integration.node_agent.conftest import AgentUnderTest, Fleet, until
 
 CONTENT = bytes(range(256)) * 20_000
 REPO = "org/name-GGUF"
@@ -224,3 +227,38 @@ async def test_a_repository_that_lists_names_that_lead_elsewhere_writes_nothing_
     folder = await fetch(hub, tmp_path / "root" / "deep")
     assert [path.name for path in folder.iterdir() if not path.name.startswith(".")] == ["good"]
     assert not list(tmp_path.rglob("evil"))
+
+
+async def test_an_agent_fetches_a_model_before_it_starts_the_engine(
+    hub: Hub, fleet: Fleet, agent: AgentUnderTest
+) -> None:
+    hub.token = "hf_secret"
+    hub.slow.set()
+    fleet.secrets["hf"] = "hf_secret"
+    answering = asyncio.ensure_future(fleet.answer_secrets())
+    agent.env["CORTEX_AGENT__HF_ENDPOINT"] = hub.url
+    agent.start()
+    file = ModelFile(repo_id=REPO, filename="a-Q4_K_M.gguf")
+    argv = ["--host", "{host}", "--port", "{port}", "-m", "{model}"]
+    await fleet.start("i1", files=[file], argv=argv, secrets={"HF_TOKEN": "hf"})
+    fetching = await until(
+        lambda: found if (found := fleet.instance("i1")) and found.progress_ratio else None, "progress"
+    )
+    assert fetching.phase == "fetching"
+    assert 0 < (fetching.progress_ratio or 0) < 1
+    hub.slow.clear()
+    await fleet.phase("i1", "ready", progress_ratio=None)
+    assert (agent.models / REPO / "a-Q4_K_M.gguf").read_bytes() == CONTENT
+    assert b"hf_secret" not in agent.log.read_bytes()
+    answering.cancel()
+    await asyncio.wait([answering])
+
+
+async def test_a_stop_ends_a_download(hub: Hub, fleet: Fleet, agent: AgentUnderTest) -> None:
+    hub.slow.set()
+    agent.env["CORTEX_AGENT__HF_ENDPOINT"] = hub.url
+    agent.start()
+    await fleet.start("i1", files=[ModelFile(repo_id=REPO, filename="a-Q4_K_M.gguf")])
+    await fleet.phase("i1", "fetching")
+    await fleet.stop("i1", 2)
+    await fleet.phase("i1", "stopped")

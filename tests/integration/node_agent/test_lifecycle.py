@@ -8,7 +8,15 @@ import psutil
 from cortex_node_agent import probe
 from cortex_shared.contracts.commands import command_subject
 
-from tests.integration.node_agent.conftest import NODE, AgentUnderTest, Fleet, NatsUnderTest, alive, until
+from tests.integration.node_agent.conftest import (
+    NODE,
+    AgentUnderTest,
+    Fleet,
+    NatsUnderTest,
+    alive,
+    until,
+    until_true,
+)
 
 
 async def test_start_ready_stop_forget(fleet: Fleet, agent: AgentUnderTest) -> None:
@@ -187,3 +195,27 @@ async def test_a_stop_kills_what_ignores_it(fleet: Fleet, agent: AgentUnderTest)
     assert stopped.last_exit is not None
     assert stopped.last_exit.signal == signal.SIGKILL
     assert not any(alive(pid) for pid in children)
+
+
+async def test_health_and_metrics(fleet: Fleet, agent: AgentUnderTest, nats: NatsUnderTest) -> None:
+    agent.start()
+    await fleet.start("i1")
+    await fleet.phase("i1", "ready")
+
+    async def status(path: str) -> tuple[int, str]:
+        answer = await probe.get(
+            "127.0.0.1", agent.http_port, path, timeout_seconds=5, body_bytes_max=100_000
+        )
+        assert answer is not None
+        return answer.status, answer.body.decode()
+
+    assert (await status("/livez"))[0] == 200
+    assert (await status("/readyz"))[0] == 200
+    assert "cortex_node_agent_engines_running 1.0" in (await status("/metrics"))[1]
+    nats.kill()
+
+    async def not_ready() -> bool:
+        return (await status("/readyz"))[0] == 503
+
+    await until_true(not_ready, "not ready without NATS")
+    assert (await status("/livez"))[0] == 200

@@ -16,8 +16,6 @@ from collections.abc import Mapping
 
 from cortex_shared.contracts.observed import Phase
 
-ALIVE: frozenset[Phase] = frozenset({"starting", "loading", "ready", "unready", "stuck"})
-
 _NEXT: Mapping[Phase, frozenset[Phase]] = {
     "placed": frozenset({"fetching", "starting", "failed", "stopping", "stopped"}),
     "fetching": frozenset({"starting", "failed", "stopping", "stopped", "placed"}),

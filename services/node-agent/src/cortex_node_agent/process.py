@@ -281,9 +281,6 @@ class ProcessRuntime:
             return await _conclude(record)
         return ProcessRun(record, path, pidfd, None)
 
-    def forget(self, instance: str) -> None:
-        self._state.record(instance).unlink(missing_ok=True)
-
 
 def read_record(path: Path) -> RunRecord | None:
     """What a runner wrote; None when there is nothing that can be read."""

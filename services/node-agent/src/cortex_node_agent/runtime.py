@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Literal, Protocol
 
 from cortex_shared.contracts.commands import Start
@@ -18,7 +17,6 @@ class Orders:
     env: Mapping[str, str]
     port: int
     restarts: int
-    files: tuple[Path, ...] = ()
 
     def __repr__(self) -> str:
         return f"Orders({self.start.instance}, generation {self.start.generation})"
@@ -98,8 +96,4 @@ class Runtime(Protocol):
 
     async def find(self, instance: str) -> Run | Ended | None:
         """The instance's run as an earlier agent left it: alive, ended (what it left is killed), or none."""
-        ...
-
-    def forget(self, instance: str) -> None:
-        """Drop what is kept of an ended run; its log stays."""
         ...

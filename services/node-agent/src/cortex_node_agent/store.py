@@ -7,7 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from cortex_shared.contracts.base import Message
 from cortex_shared.contracts.commands import Start
 from cortex_shared.errors import InvalidInput
 from cortex_shared.logs import get_logger
@@ -44,10 +43,9 @@ class ReadyMark(BaseModel, frozen=True):
     at: datetime
 
 
-class Secrets(Message):
+class Secrets(BaseModel, frozen=True):
     """Values of an instance's secrets, by name."""
 
-    type: Literal["cortex.cached_secrets.v1"] = "cortex.cached_secrets.v1"
     values: dict[str, str] = Field(default_factory=dict[str, str], repr=False)
 
 
