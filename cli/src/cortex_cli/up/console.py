@@ -1,5 +1,6 @@
 """What `cortex up` says: short, and calm when things go as they should."""
 
+import contextlib
 import sys
 import time
 from datetime import datetime
@@ -30,7 +31,7 @@ class Console:
 
     def say(self, text: str) -> None:
         """A whole line."""
-        print(f"{_CLEAR if self._terminal else ''}{text}", flush=True)
+        self._write(f"{_CLEAR if self._terminal else ''}{text}\n")
 
     def opening(self, home: Path) -> None:
         """The first line."""
@@ -41,7 +42,7 @@ class Console:
         if event.happening is Happening.ready:
             self._up.append(f"{event.name} {event.seconds:.1f} s")
             if self._terminal and not self._started:
-                print(f"{_CLEAR}  {' · '.join(self._up)}", end="", flush=True)
+                self._write(f"{_CLEAR}  {' · '.join(self._up)}")
         elif event.happening is Happening.died and self._started and not self._stopping:
             self._down.add(event.name)
             self.say(f"{_clock()} {event.name} died: {event.detail}; starting it again.")
@@ -85,10 +86,16 @@ class Console:
     def error(self, error: CortexError) -> None:
         """Why it did not work, on standard error."""
         if self._terminal:
-            print(_CLEAR, end="", flush=True)
+            self._write(_CLEAR)
         print(f"error: {error.message}", file=sys.stderr)
         if error.remedy:
             print(f"remedy: {error.remedy}", file=sys.stderr)
+
+    def _write(self, text: str) -> None:
+        # The terminal may have gone (SIGHUP), or whoever read the pipe: that must not keep us from stopping.
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def _clock() -> str:

@@ -82,8 +82,8 @@ class Up:
             self._stopping_since = asyncio.get_running_loop().time()
             if self._lock is not None:
                 self._lock.draining()
-            self.console.stopping()
             task.cancel()
+            self.console.stopping()
         elif self._supervisor is not None:
             self._hurry(self._supervisor)
 
