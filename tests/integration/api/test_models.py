@@ -1,5 +1,6 @@
 """Models over REST: bodies, errors, pages, changes, states."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -252,3 +253,38 @@ def test_an_external_model_runs_at_once(api: ApiUnderTest) -> None:
         assert started["state"] == "running"
         assert started["container_name"] is None
         client.delete("/models/ext", params={"stop": "true"})
+
+
+def at_once(api: ApiUnderTest, requests: list[tuple[str, str, Any]]) -> list[int]:
+    """Statuses of requests that are sent at the same time."""
+
+    def send(request: tuple[str, str, Any]) -> int:
+        with api.client() as client:
+            answer = client.request(request[0], request[1], json=request[2])
+        assert answer.status_code < 500, answer.text
+        return answer.status_code
+
+    with ThreadPoolExecutor(len(requests)) as pool:
+        return sorted(pool.map(send, requests))
+
+
+def test_of_two_creates_at_once_one_wins(api: ApiUnderTest) -> None:
+    requests: list[tuple[str, str, Any]] = [("POST", "/models", {"name": "race", **TINY})] * 6
+    assert at_once(api, requests) == [201, 409, 409, 409, 409, 409]
+
+
+def test_of_two_that_start_at_once_under_one_name_one_wins(api: ApiUnderTest) -> None:
+    for number in range(4):
+        create(api, f"same-{number}", aliases=["same"])
+    statuses = at_once(api, [("POST", f"/models/same-{number}/start", None) for number in range(4)])
+    assert statuses == [202, 409, 409, 409]
+
+
+def test_starts_and_stops_at_once_end_in_one_of_both(api: ApiUnderTest) -> None:
+    create(api, "both-ways")
+    requests: list[tuple[str, str, Any]] = []
+    for _ in range(4):
+        requests += [("POST", "/models/both-ways/start", None), ("POST", "/models/both-ways/stop", None)]
+    assert set(at_once(api, requests)) <= {200, 202}
+    with api.client() as client:
+        assert client.get("/models/both-ways").json()["desired_state"] in ("running", "stopped")

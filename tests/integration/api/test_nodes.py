@@ -1,13 +1,16 @@
 """Nodes, instances, logs and dry runs, with a node that speaks as an agent does."""
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import httpx
 from cortex_shared.contracts.observed import Reason
+from cortex_shared.nats_auth import Authority, Credentials
 
 from tests.integration.api.node import NodeUnderTest, a_node
-from tests.integration.api.process import TOKEN, ApiUnderTest, error_of
+from tests.integration.api.process import TOKEN, ApiUnderTest, error_of, run_api
+from tests.servers import ServersUnderTest
 
 TINY: dict[str, Any] = {
     "engine_type": "llamacpp",
@@ -215,3 +218,34 @@ async def test_a_silent_node_is_named(api: ApiUnderTest) -> None:
         assert "worker" in error["message"]
         error = error_of(await client.get("/nodes/worker/inspect", params={"path": "x"}), 503)
         assert error["code"] == "nodes.silent"
+
+
+async def test_an_invited_node_gets_credentials_of_its_own_once(
+    servers: ServersUnderTest, tmp_path: Path
+) -> None:
+    authority = tmp_path / "authority.json"
+    authority.write_text(Authority.create().to_json())
+    database_url = await servers.fresh_database(scheme="postgresql+asyncpg")
+    with run_api(
+        database_url=database_url,
+        nats_url=servers.nats_url,
+        redis_url=servers.redis_url,
+        NATS_AUTHORITY=str(authority),
+    ) as api:
+        async with client_of(api) as client:
+            made = await client.post("/nodes", json={"name": "gpu-1", "labels": {"zone": "c"}})
+            assert made.status_code == 201, made.text
+            file = tmp_path / "gpu-1.creds"
+            file.write_text(made.json()["credentials"])
+            assert Credentials.read(file).name == "gpu-1"
+            shown = await client.get("/nodes/gpu-1")
+            assert shown.json()["labels"] == {"zone": "c"}
+            assert shown.json()["invited_at"]
+            assert "credentials" not in shown.json()
+            assert made.json()["credentials"][60:100] not in api.log()
+            again = await client.post("/nodes", json={"name": "gpu-1"})
+            assert again.json()["credentials"] != made.json()["credentials"]
+            assert again.json()["labels"] == {"zone": "c"}
+            assert error_of(await client.post("/nodes", json={"name": "a.b"}), 400)["field"] == "name"
+            assert (await client.delete("/nodes/gpu-1")).status_code == 204
+            assert error_of(await client.get("/nodes/gpu-1"), 404)["code"] == "nodes.not_found"

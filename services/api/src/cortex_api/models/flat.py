@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, cast
 
+from cortex_shared.contracts.routes import RoutePolicy
 from cortex_shared.errors import InvalidInput
 from pydantic import ValidationError
 
@@ -49,7 +50,7 @@ class ModelBody:
             generation=generation,
             replicas=shared.replicas,
             placement=PlacementWish(**shared.placement.model_dump()),
-            policy=shared.policy,
+            policy=RoutePolicy.model_validate(shared.policy.model_dump()),
             has_hf_token=has_hf_token or shared.hf_token is not None,
         )
 
@@ -137,8 +138,11 @@ def merge(document: Document, patch: Document) -> Document:
     for name, value in patch.items():
         if value is None:
             merged.pop(name, None)
-        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = merge(cast("Document", merged[name]), cast("Document", value))
+        elif isinstance(value, dict):
+            below = merged.get(name)
+            merged[name] = merge(
+                cast("Document", below) if isinstance(below, dict) else {}, cast("Document", value)
+            )
         else:
             merged[name] = deepcopy(cast("object", value))
     return merged

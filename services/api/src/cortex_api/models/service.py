@@ -80,7 +80,7 @@ async def create(
     await _check_name(session, body.shared.name, except_id=None)
     await _check_served(session, body.shared.served_names(), except_id=None)
     row = Model(name="", served_model_name="", task="", engine_type="")
-    _fill(state, row, body)
+    fill(state, row, body)
     session.add(row)
     await session.flush()
     _record(session, hints, principal, row, "model.created", f"model {row.name} was created")
@@ -114,7 +114,7 @@ async def patch(
     if names != (row.served_model_name, *row.aliases):
         await _check_served(session, names, except_id=ident)
     followed = _followed(row)
-    _fill(state, row, body)
+    fill(state, row, body)
     if "hf_token" in change and change["hf_token"] is None:
         row.hf_token_encrypted = None
     if _followed(row) != followed or "hf_token" in change:
@@ -226,7 +226,8 @@ def as_document(row: Model) -> Document:
     return {name: value for name, value in document.items() if value is not None}
 
 
-def _fill(state: AppState, row: Model, body: ModelBody) -> None:
+def fill(state: AppState, row: Model, body: ModelBody) -> None:
+    """Write a valid body into a row; a token is encrypted, and kept where the body has none."""
     shared = body.shared
     row.name = shared.name
     row.served_model_name = shared.served_model_name or shared.name
