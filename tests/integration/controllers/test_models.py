@@ -39,10 +39,13 @@ async def test_a_started_model_is_commanded(world: World) -> None:
 
 
 async def test_the_command_follows_the_commit_closely(world: World) -> None:
-    await world.node()
+    # Everything has been read and done once, so that what follows is the hint's doing.
+    await started(world)
     took: list[float] = []
+    spent: list[float] = []
     for number in range(12):
         model = await world.model(name=f"m{number}", settings={"local_path": "m.gguf", "context_size": 64})
+        await anyio.sleep(0.1)
         seen = asyncio.Event()
 
         def changed(subject: str | None, seen: asyncio.Event = seen) -> None:
@@ -50,12 +53,14 @@ async def test_the_command_follows_the_commit_closely(world: World) -> None:
                 seen.set()
 
         world.stream.on_change(changed)
-        begun = time.perf_counter()
+        begun, cpu = time.perf_counter(), time.process_time()
         world.apis[0].controllers.hint_model(model)
         await asyncio.wait_for(seen.wait(), WITHIN_SECONDS)
         took.append((time.perf_counter() - begun) * 1000)
+        spent.append((time.process_time() - cpu) * 1000)
     took.sort()
     print(f"commit to command as a node hears it: median {took[6]:.1f} ms, worst {took[-1]:.1f} ms")
+    print(f"of it this process's CPU: median {sorted(spent)[6]:.1f} ms")
     assert took[6] < 1000
 
 

@@ -23,7 +23,7 @@ class Files:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._known: OrderedDict[tuple[str, str], tuple[float, InspectReply]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], tuple[float, InspectReply | None]] = OrderedDict()
 
     def known(self, spec: ModelSpec, nodes: Iterable[str]) -> dict[str, InspectReply] | None:
         """Replies by node, empty for a file that is fetched; None if a node must be asked first."""
@@ -51,19 +51,20 @@ class Files:
         unknown: list[str] = []
         for node in sorted(nodes)[:_NODES_MAX]:
             known = self._known.get((node, path))
-            if known is not None and known[0] > now:
-                found[node] = known[1]
-            else:
+            if known is None or known[0] <= now:
                 unknown.append(node)
+            elif known[1] is not None:
+                found[node] = known[1]
         return found, unknown
 
     async def _ask(self, node: str, path: str, form: FileFormat, found: dict[str, InspectReply]) -> None:
+        reply: InspectReply | None = None
         with anyio.move_on_after(_ASK_SECONDS):
             reply = (await inspect_on(self._bus, [node], path, form)).get(node)
-            if reply is None:
-                return
+        if reply is not None:
             found[node] = reply
-            keep_seconds = _GOOD_SECONDS if reply.problem is None else _BAD_SECONDS
-            self._known[(node, path)] = anyio.current_time() + keep_seconds, reply
-            while len(self._known) > _ENTRIES_MAX:
-                self._known.popitem(last=False)
+        good = reply is not None and reply.problem is None
+        keep_seconds = _GOOD_SECONDS if good else _BAD_SECONDS
+        self._known[(node, path)] = anyio.current_time() + keep_seconds, reply
+        while len(self._known) > _ENTRIES_MAX:
+            self._known.popitem(last=False)

@@ -77,7 +77,7 @@ async def apply(session: AsyncSession, model_id: int, decision: Decision) -> int
     Returns the new manifest epoch if any node's set of instances changes.
     """
     if decision.insert:
-        await session.exec(insert(Instance).values([_values(row) for row in decision.insert]))
+        await session.exec(insert(Instance), params=[_values(row) for row in decision.insert])
     for old, new in decision.update:
         changed = _values(new)
         del changed["id"], changed["created_at"]
