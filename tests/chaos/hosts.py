@@ -31,16 +31,17 @@ class Host:
 
     namespace: str
     cable: str
+    far: str
     here: str
     address: str
 
     async def cut(self) -> None:
-        """Pull the cable."""
-        await _run("ip", "link", "set", self.cable, "down")
+        """Pull the cable, at the far end: here the route stays, so that nothing leaves by another one."""
+        await _run("ip", "-n", self.namespace, "link", "set", self.far, "down")
 
     async def heal(self) -> None:
         """Plug the cable in again."""
-        await _run("ip", "link", "set", self.cable, "up")
+        await _run("ip", "-n", self.namespace, "link", "set", self.far, "up")
 
     @asynccontextmanager
     async def agent(
@@ -77,10 +78,13 @@ async def second_host() -> AsyncGenerator[Host]:
     """Made of a namespace and a pair of interfaces; taken apart at the end."""
     mark = secrets.token_hex(3)
     third = 64 + secrets.randbelow(64)
-    host = Host(f"cortex-{mark}", f"cx{mark}a", f"10.99.{third}.1", f"10.99.{third}.2")
     far = f"cx{mark}b"
+    host = Host(f"cortex-{mark}", f"cx{mark}a", far, f"10.99.{third}.1", f"10.99.{third}.2")
+    # Whatever happens to the cable, packets for the host go nowhere else.
+    fallback = ("blackhole", f"10.99.{third}.0/24", "metric", "9999")
     await _run("ip", "netns", "add", host.namespace)
     try:
+        await _run("ip", "route", "add", *fallback)
         await _run("ip", "link", "add", host.cable, "type", "veth", "peer", "name", far)
         await _run("ip", "link", "set", far, "netns", host.namespace)
         await _run("ip", "address", "add", f"{host.here}/24", "dev", host.cable)
@@ -92,3 +96,4 @@ async def second_host() -> AsyncGenerator[Host]:
         yield host
     finally:
         await _run("ip", "netns", "delete", host.namespace)
+        await _run("ip", "route", "delete", *fallback)

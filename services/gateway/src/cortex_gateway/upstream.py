@@ -1,6 +1,7 @@
 """Connections to engines: one protocol each, callbacks only, answers handed on in the engine's own bytes."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol, cast
@@ -60,6 +61,18 @@ def parse_head(head: bytes) -> tuple[int, Headers, bool]:
     return status, headers, b"close" not in stated and (first[7:8] == b"1" or b"keep-alive" in stated)
 
 
+# An engine may think for minutes, but its host acknowledges within seconds: a host that does not is gone
+# (cable, power, partition), and without these a request on it would wait for its first-token limit.
+_GONE_MS = 5_000
+_NOTICE_SILENT_HOSTS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE_MS),
+)
+
+
 class Connection(asyncio.Protocol):
     """One connection to an engine, used by one request after the other."""
 
@@ -81,6 +94,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        for level, option, value in _NOTICE_SILENT_HOSTS:
+            transport.get_extra_info("socket").setsockopt(level, option, value)
 
     def send(self, owner: Answerer, head: bytes, body: bytes) -> None:
         """Send a request; `owner` hears of its answer."""
