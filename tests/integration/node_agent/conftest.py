@@ -17,6 +17,7 @@ from typing import Any
 import anyio
 import psutil
 import pytest
+from cortex_node_agent import procfs
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.contracts.base import content_hash
 from cortex_shared.contracts.commands import (
@@ -160,7 +161,8 @@ class AgentUnderTest:
         self.kill()
         for record in self.state.glob("instances/*/run.json"):
             found = json.loads(record.read_text())
-            for pid in (found.get("runner_pid"), found.get("pid")):
+            ours = procfs.belonging(found.get("pid"), f"CORTEX_RUN={found['run']}")
+            for pid in [found.get("runner_pid"), *ours]:
                 with suppress(ProcessLookupError, TypeError):
                     os.kill(pid, signal.SIGKILL)
 
