@@ -1,4 +1,4 @@
-"""An engine that answers at once, for benchmarks: `user` of a stream says "milliseconds between events, events"."""
+"""An engine that answers at once, for benchmarks: a stream's `user` is "pause in ms, number of events"."""
 
 import asyncio
 import re
@@ -10,7 +10,8 @@ import uvloop
 _USER = re.compile(rb'"user": ?"(\d+) (\d+)"')
 _LENGTH = re.compile(rb"content-length: (\d+)")
 _EVENT = (
-    b'data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1760000000,"model":"m",'
+    b'data: {"id":"chatcmpl-0123456789abcdef","object":"chat.completion.chunk","created":1760000000,'
+    b'"model":"m",'
     b'"choices":[{"index":0,"delta":{"content":" token"},"logprobs":null,"finish_reason":null}]}\n\n'
 )
 _CHUNK = b"%x\r\n%b\r\n" % (len(_EVENT), _EVENT)

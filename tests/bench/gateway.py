@@ -1,7 +1,7 @@
 """What the gateway costs: CPU per request and per SSE event, against an engine that answers at once.
 
-`python -m tests.bench.gateway`: about half a minute. Each figure is the least of its rounds; the gateway runs as
-its own process in its full form (keys, metering with journal, metrics; neither Redis nor NATS there).
+`python -m tests.bench.gateway`: about half a minute. Each figure is the least of its rounds; the gateway
+runs as its own process in its full form (keys, metering with journal, metrics; neither Redis nor NATS there).
 """
 
 import asyncio

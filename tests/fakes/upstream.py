@@ -1,12 +1,10 @@
 """An engine in raw asyncio that does what it is told: streams, dies, stalls, refuses, and remembers.
 
-In a test: `async with Upstream() as engine`, then `engine.reply = Reply(...)` or `engine.replies.append(...)`.
-As a program (`python -m tests.fakes.upstream PORT`) it answers at once, for benchmarks.
+`async with Upstream() as engine`, then `engine.reply = Reply(...)` or `engine.replies.append(...)`.
 """
 
 import asyncio
 import json
-import sys
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Self, cast
@@ -330,15 +328,3 @@ def _answer_body(request: Request, reply: Reply) -> bytes:
         choice["text"] = text
         kind = "text_completion"
     return _json({"id": "1", "object": kind, "created": 1, "model": "m", "choices": [choice], "usage": usage})
-
-
-async def _serve(port: int) -> None:
-    async with Upstream() as upstream:
-        await upstream.stop()
-        await upstream.start(port)
-        print(upstream.port, flush=True)
-        await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve(int(sys.argv[1]) if len(sys.argv) > 1 else 0))

@@ -1,4 +1,4 @@
-"""Engines that fail, clients that leave, lines that are full: what is tried again, what is told, what is counted."""
+"""Engines that fail, clients that leave, lines that are full: what is tried again, told and counted."""
 
 import asyncio
 from pathlib import Path
@@ -38,49 +38,61 @@ async def test_the_last_engine_is_always_tried(journal: Path) -> None:
 
 @pytest.mark.parametrize("die", ["at_once", "after_head", "mid_body"])
 async def test_a_whole_answer_that_breaks_is_got_elsewhere(journal: Path, die: str) -> None:
-    async with Upstream(Reply(die=die)) as bad, Upstream() as good:
-        async with standing(journal, route(bad, good)) as stand:
-            for _ in range(20):
-                answer = await stand.post(chat())
-                assert answer.json["choices"][0]["message"]["content"] == "t0 t1 t2 "
-            assert bad.requests
-            assert max(r.attempts for r in stand.records()) == 2
+    async with (
+        Upstream(Reply(die=die)) as bad,
+        Upstream() as good,
+        standing(journal, route(bad, good)) as stand,
+    ):
+        for _ in range(20):
+            answer = await stand.post(chat())
+            assert answer.json["choices"][0]["message"]["content"] == "t0 t1 t2 "
+        assert bad.requests
+        assert max(r.attempts for r in stand.records()) == 2
 
 
 @pytest.mark.parametrize("die", ["at_once", "before_content"])
 async def test_a_stream_that_breaks_before_its_first_content_is_got_elsewhere(
     journal: Path, die: str
 ) -> None:
-    async with Upstream(Reply(die=die)) as bad, Upstream() as good:
-        async with standing(journal, route(bad, good)) as stand:
-            for _ in range(20):
-                answer = await stand.post(chat(stream=True))
-                assert answer.text == "t0 t1 t2 "
-                assert answer.body.count(b'"role":"assistant"') == 1
-            assert bad.requests
+    async with (
+        Upstream(Reply(die=die)) as bad,
+        Upstream() as good,
+        standing(journal, route(bad, good)) as stand,
+    ):
+        for _ in range(20):
+            answer = await stand.post(chat(stream=True))
+            assert answer.text == "t0 t1 t2 "
+            assert answer.body.count(b'"role":"assistant"') == 1
+        assert bad.requests
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
 async def test_an_engine_that_refuses_sends_the_request_elsewhere(journal: Path, status: int) -> None:
-    async with Upstream(Reply(status=status)) as bad, Upstream() as good:
-        async with standing(journal, route(bad, good)) as stand:
-            for stream in (False, True) * 3:
-                assert (await stand.post(chat(stream=stream))).status == 200
+    async with (
+        Upstream(Reply(status=status)) as bad,
+        Upstream() as good,
+        standing(journal, route(bad, good)) as stand,
+    ):
+        for stream in (False, True) * 3:
+            assert (await stand.post(chat(stream=stream))).status == 200
 
 
 async def test_an_error_event_before_content_is_tried_elsewhere_or_becomes_a_status(journal: Path) -> None:
     overloaded = b'data: {"error":{"message":"full","type":"x","code":503}}\n\n'
-    async with Upstream(Reply(error_event=overloaded)) as bad, Upstream() as good:
-        async with standing(journal, route(bad, good), route(bad, name="one")) as stand:
-            for _ in range(4):
-                assert (await stand.post(chat(stream=True))).text == "t0 t1 t2 "
-            alone = await stand.post({**chat(stream=True), "model": "one"})
-            assert (alone.status, alone.error["message"]) == (503, "full")
-            bad.reply = Reply(
-                error_event=b'data: {"error":{"message":"no","type":"BadRequestError","code":400}}\n\n'
-            )
-            told = await stand.post({**chat(stream=True), "model": "one"})
-            assert (told.status, told.error["type"]) == (400, "invalid_request_error")
+    async with (
+        Upstream(Reply(error_event=overloaded)) as bad,
+        Upstream() as good,
+        standing(journal, route(bad, good), route(bad, name="one")) as stand,
+    ):
+        for _ in range(4):
+            assert (await stand.post(chat(stream=True))).text == "t0 t1 t2 "
+        alone = await stand.post({**chat(stream=True), "model": "one"})
+        assert (alone.status, alone.error["message"]) == (503, "full")
+        bad.reply = Reply(
+            error_event=b'data: {"error":{"message":"no","type":"BadRequestError","code":400}}\n\n'
+        )
+        told = await stand.post({**chat(stream=True), "model": "one"})
+        assert (told.status, told.error["type"]) == (400, "invalid_request_error")
 
 
 async def test_at_most_three_attempts_and_none_added_to_a_client_that_retries(journal: Path) -> None:
@@ -92,11 +104,13 @@ async def test_at_most_three_attempts_and_none_added_to_a_client_that_retries(jo
 
 
 async def test_the_retry_budget_ends_storms(journal: Path) -> None:
-    async with Upstream(Reply(status=500)) as engine:
-        async with standing(journal, route(engine, engine), upstream={"retry_burst": 3}) as stand:
-            for _ in range(20):
-                await stand.post(chat())
-            assert 20 + 3 <= len(engine.requests) <= 20 + 3 + 20 * 0.2 + 1
+    async with (
+        Upstream(Reply(status=500)) as engine,
+        standing(journal, route(engine, engine), upstream={"retry_burst": 3}) as stand,
+    ):
+        for _ in range(20):
+            await stand.post(chat())
+        assert 20 + 3 <= len(engine.requests) <= 20 + 3 + 20 * 0.2 + 1
 
 
 async def test_a_client_error_is_not_tried_again(journal: Path) -> None:
@@ -187,13 +201,15 @@ async def test_a_slow_client_slows_the_engine_and_memory_stays(journal: Path) ->
 
 async def test_a_client_that_takes_nothing_is_cut(journal: Path) -> None:
     intake = {"client_stall_seconds": 0.5}
-    async with Upstream(Reply(events=1_000_000)) as engine:
-        async with standing(journal, route(engine), intake=intake) as stand:
-            raw = await stand.connect()
-            raw.pause()
-            raw.send(request(chat(stream=True)))
-            await engine.until("aborted", 1)
-            assert (await stand.one_record()).outcome == "client_left"
+    async with (
+        Upstream(Reply(events=1_000_000)) as engine,
+        standing(journal, route(engine), intake=intake) as stand,
+    ):
+        raw = await stand.connect()
+        raw.pause()
+        raw.send(request(chat(stream=True)))
+        await engine.until("aborted", 1)
+        assert (await stand.one_record()).outcome == "client_left"
 
 
 async def _held(stand: Stand, engine: Upstream, count: int) -> list[Any]:
@@ -207,43 +223,47 @@ async def _held(stand: Stand, engine: Upstream, count: int) -> list[Any]:
 
 
 async def test_slots_and_the_line_for_them(journal: Path) -> None:
-    async with Upstream(Reply(hold_after=0)) as engine:
-        async with standing(journal, route(engine, concurrency=2, queue_max=2)) as stand:
-            raws = await _held(stand, engine, 2)
-            waiting = [await stand.connect() for _ in range(2)]
-            for raw in waiting:
-                raw.send(request(chat(stream=True)))
-            line = stand.gateway.table.routes()[0].waiting
-            await until(lambda: len(line) == 2)
-            full = await stand.post(chat())
-            assert (full.status, full.error["code"]) == (503, "server_is_overloaded")
-            assert int(full.headers["retry-after"]) <= 60
-            # Who leaves the line, leaves it; who leaves a slot, gives it on.
-            waiting[0].abort()
-            await until(lambda: len(line) == 1)
-            assert len(engine.requests) == 2
-            raws[0].abort()
-            await engine.until("requests", 3)
-            engine.go.set()
-            assert (await waiting[1].answer()).text == "t0 t1 t2 "
-            assert (await raws[1].answer()).text == "t0 t1 t2 "
-            endpoint = stand.gateway.table.routes()[0].endpoints[0]
-            await until(lambda: endpoint.outstanding == 0)
-            assert (await stand.post(chat())).status == 200
+    async with (
+        Upstream(Reply(hold_after=0)) as engine,
+        standing(journal, route(engine, concurrency=2, queue_max=2)) as stand,
+    ):
+        raws = await _held(stand, engine, 2)
+        waiting = [await stand.connect() for _ in range(2)]
+        for raw in waiting:
+            raw.send(request(chat(stream=True)))
+        line = stand.gateway.table.routes()[0].waiting
+        await until(lambda: len(line) == 2)
+        full = await stand.post(chat())
+        assert (full.status, full.error["code"]) == (503, "server_is_overloaded")
+        assert int(full.headers["retry-after"]) <= 60
+        # Who leaves the line, leaves it; who leaves a slot, gives it on.
+        waiting[0].abort()
+        await until(lambda: len(line) == 1)
+        assert len(engine.requests) == 2
+        raws[0].abort()
+        await engine.until("requests", 3)
+        engine.go.set()
+        assert (await waiting[1].answer()).text == "t0 t1 t2 "
+        assert (await raws[1].answer()).text == "t0 t1 t2 "
+        endpoint = stand.gateway.table.routes()[0].endpoints[0]
+        await until(lambda: endpoint.outstanding == 0)
+        assert (await stand.post(chat())).status == 200
 
 
 async def test_waiting_has_an_end(journal: Path) -> None:
-    async with Upstream(Reply(hold_after=0)) as engine:
-        async with standing(journal, route(engine, concurrency=1, queue_seconds=0.3)) as stand:
-            await _held(stand, engine, 1)
-            late = await stand.post(chat())
-            assert (late.status, late.error["code"]) == (503, "server_is_overloaded")
-            waiting = await stand.connect()
-            waiting.send(request(chat()))
-            await until(lambda: len(stand.gateway.table.routes()[0].waiting) == 1)
-            stand.gateway.table.replace(table(version=2))
-            assert (await waiting.answer()).status == 404
-            engine.go.set()
+    async with (
+        Upstream(Reply(hold_after=0)) as engine,
+        standing(journal, route(engine, concurrency=1, queue_seconds=0.3)) as stand,
+    ):
+        await _held(stand, engine, 1)
+        late = await stand.post(chat())
+        assert (late.status, late.error["code"]) == (503, "server_is_overloaded")
+        waiting = await stand.connect()
+        waiting.send(request(chat()))
+        await until(lambda: len(stand.gateway.table.routes()[0].waiting) == 1)
+        stand.gateway.table.replace(table(version=2))
+        assert (await waiting.answer()).status == 404
+        engine.go.set()
 
 
 async def test_requests_spread_over_what_is_least_busy(journal: Path) -> None:
@@ -277,7 +297,9 @@ async def test_a_new_table_leaves_open_streams_alone(journal: Path) -> None:
 async def test_an_engine_that_answers_too_slowly_to_connect_is_left(journal: Path) -> None:
     limits = TimeLimits(connect_seconds=0.3)
     # An address that drops packets: documentation's own network.
-    async with Upstream() as good:
-        async with standing(journal, route("http://192.0.2.1:9", good, limits=limits)) as stand:
-            for _ in range(4):
-                assert (await stand.post(chat())).status == 200
+    async with (
+        Upstream() as good,
+        standing(journal, route("http://192.0.2.1:9", good, limits=limits)) as stand,
+    ):
+        for _ in range(4):
+            assert (await stand.post(chat())).status == 200

@@ -1,4 +1,4 @@
-"""HTTP as it should not be: every case gets one clear answer, or a closed connection, and never a second meaning."""
+"""HTTP as it should not be: each case gets one clear answer or a closed connection, never two meanings."""
 
 import asyncio
 from pathlib import Path

@@ -144,28 +144,30 @@ async def test_keys(journal: Path) -> None:
         key_record("sk-elsewhere", networks=["10.0.0.0/8"]),
         key_record("sk-here", networks=["127.0.0.0/8"]),
     ]
-    async with Upstream() as engine:
-        async with standing(journal, route(engine), route(engine, name="n"), keys=keys) as stand:
-            for name in ("authorization", "x_api_key", "api_key"):
-                prefix = "bEARER " if name == "authorization" else ""
-                headers = {"authorization": "", name: f"{prefix}{KEY}"}
-                assert (await stand.post(chat(), **headers)).status == 200
-            for secret in ("", "Bearer sk-wrong", f"Basic {KEY}", "Bearer sk-expired", "Bearer"):
-                answer = await stand.post(chat(), authorization=secret)
-                assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
-            assert (await stand.post(chat(), authorization="Bearer sk-elsewhere")).status == 403
-            assert (await stand.post(chat(), authorization="Bearer sk-here")).status == 200
-            denied = await stand.post({**chat(), "model": "n"})
-            assert (denied.status, denied.error["param"]) == (403, "model")
-            twice = b'{"model":"n","messages":[],"model":"m"}'
-            assert (await stand.post(twice)).status == 400
-            assert [m["id"] for m in (await stand.get("/v1/models")).json["data"]] == ["m"]
-            assert (await stand.get("/v1/models/n")).status == 404
-            assert (await stand.get("/v1/models", key=None)).status == 401
-            seen = len(engine.requests)
-            stand.gateway.keys.replace([key_record(OTHER_KEY)])
-            assert (await stand.post(chat())).status == 401
-            assert len(engine.requests) == seen
+    async with (
+        Upstream() as engine,
+        standing(journal, route(engine), route(engine, name="n"), keys=keys) as stand,
+    ):
+        for name in ("authorization", "x_api_key", "api_key"):
+            prefix = "bEARER " if name == "authorization" else ""
+            headers = {"authorization": "", name: f"{prefix}{KEY}"}
+            assert (await stand.post(chat(), **headers)).status == 200
+        for secret in ("", "Bearer sk-wrong", f"Basic {KEY}", "Bearer sk-expired", "Bearer"):
+            answer = await stand.post(chat(), authorization=secret)
+            assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+        assert (await stand.post(chat(), authorization="Bearer sk-elsewhere")).status == 403
+        assert (await stand.post(chat(), authorization="Bearer sk-here")).status == 200
+        denied = await stand.post({**chat(), "model": "n"})
+        assert (denied.status, denied.error["param"]) == (403, "model")
+        twice = b'{"model":"n","messages":[],"model":"m"}'
+        assert (await stand.post(twice)).status == 400
+        assert [m["id"] for m in (await stand.get("/v1/models")).json["data"]] == ["m"]
+        assert (await stand.get("/v1/models/n")).status == 404
+        assert (await stand.get("/v1/models", key=None)).status == 401
+        seen = len(engine.requests)
+        stand.gateway.keys.replace([key_record(OTHER_KEY)])
+        assert (await stand.post(chat())).status == 401
+        assert len(engine.requests) == seen
 
 
 async def test_before_the_first_ring_nobody_is_told_that_a_key_is_wrong(journal: Path) -> None:
@@ -284,52 +286,60 @@ async def test_metrics(journal: Path) -> None:
 
 async def test_a_stalled_engine_is_given_up(journal: Path) -> None:
     limits = TimeLimits(first_token_seconds=0.3, idle_seconds=0.3)
-    async with Upstream(Reply(delay_seconds=30)) as engine:
-        async with standing(journal, route(engine, limits=limits)) as stand:
-            late = await stand.post(chat(stream=True))
-            assert (late.status, late.error["code"]) == (504, "engine_timeout")
-            await engine.until("aborted", 1)
-            engine.reply = Reply(events=3, hold_after=2)
-            broken = await stand.post(chat(stream=True))
-            assert broken.status == 200
-            assert broken.text == "t0 t1 "
-            assert broken.events[-1]["error"]["code"] == "engine_timeout"
-            assert not broken.cut
-            await engine.until("aborted", 2)
-            await until(lambda: len(stand.records()) == 2)
-            assert [r.outcome for r in stand.records()] == ["engine_failed"] * 2
-            assert stand.records()[1].completion_tokens == 2
+    async with (
+        Upstream(Reply(delay_seconds=30)) as engine,
+        standing(journal, route(engine, limits=limits)) as stand,
+    ):
+        late = await stand.post(chat(stream=True))
+        assert (late.status, late.error["code"]) == (504, "engine_timeout")
+        await engine.until("aborted", 1)
+        engine.reply = Reply(events=3, hold_after=2)
+        broken = await stand.post(chat(stream=True))
+        assert broken.status == 200
+        assert broken.text == "t0 t1 "
+        assert broken.events[-1]["error"]["code"] == "engine_timeout"
+        assert not broken.cut
+        await engine.until("aborted", 2)
+        await until(lambda: len(stand.records()) == 2)
+        assert [r.outcome for r in stand.records()] == ["engine_failed"] * 2
+        assert stand.records()[1].completion_tokens == 2
 
 
 async def test_the_whole_answer_has_a_limit(journal: Path) -> None:
-    async with Upstream(Reply(events=100000, interval_seconds=0.01)) as engine:
-        async with standing(journal, route(engine, limits=TimeLimits(total_seconds=0.5))) as stand:
-            answer = await stand.post(chat(stream=True))
-            assert answer.events[-1]["error"]["code"] == "engine_timeout"
-            whole = await asyncio.wait_for(stand.post(chat(stream=True)), 5)
-            assert not whole.cut
+    async with (
+        Upstream(Reply(events=100000, interval_seconds=0.01)) as engine,
+        standing(journal, route(engine, limits=TimeLimits(total_seconds=0.5))) as stand,
+    ):
+        answer = await stand.post(chat(stream=True))
+        assert answer.events[-1]["error"]["code"] == "engine_timeout"
+        whole = await asyncio.wait_for(stand.post(chat(stream=True)), 5)
+        assert not whole.cut
 
 
 async def test_silence_is_filled_with_comments(journal: Path) -> None:
-    async with Upstream(Reply(events=2, hold_after=0)) as engine:
-        async with standing(journal, route(engine), upstream={"ping_seconds": 0.3}) as stand:
-            raw = await stand.connect()
-            raw.send(request(chat(stream=True)))
-            while b": ping" not in await raw.line():
-                pass
-            engine.go.set()
-            rest = await raw.reader.readuntil(b"0\r\n\r\n")
-            assert rest.index(b"assistant") < rest.index(b"t0 ")
-            raw.close()
+    async with (
+        Upstream(Reply(events=2, hold_after=0)) as engine,
+        standing(journal, route(engine), upstream={"ping_seconds": 0.3}) as stand,
+    ):
+        raw = await stand.connect()
+        raw.send(request(chat(stream=True)))
+        while b": ping" not in await raw.line():
+            pass
+        engine.go.set()
+        rest = await raw.reader.readuntil(b"0\r\n\r\n")
+        assert rest.index(b"assistant") < rest.index(b"t0 ")
+        raw.close()
 
 
 async def test_an_engine_that_fails_after_a_comment_is_told_in_the_stream(journal: Path) -> None:
-    async with Upstream(Reply(delay_seconds=1.0, status=500)) as engine:
-        async with standing(journal, route(engine), upstream={"ping_seconds": 0.3}) as stand:
-            answer = await stand.post(chat(stream=True))
-            assert answer.status == 200
-            assert answer.events[-1]["error"]["message"] == "told to fail"
-            assert not answer.cut
+    async with (
+        Upstream(Reply(delay_seconds=1.0, status=500)) as engine,
+        standing(journal, route(engine), upstream={"ping_seconds": 0.3}) as stand,
+    ):
+        answer = await stand.post(chat(stream=True))
+        assert answer.status == 200
+        assert answer.events[-1]["error"]["message"] == "told to fail"
+        assert not answer.cut
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The data plane: authenticates, admits, balances, relays bytes, meters."""

@@ -13,9 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cortex_gateway import errors
 from cortex_gateway.errors import ApiError
-from cortex_gateway.exchange import HOT_PATHS
 from cortex_gateway.gateway import Gateway
 from cortex_gateway.keys import Key
+from cortex_gateway.paths import HOT_PATHS
 from cortex_gateway.table import Route
 from cortex_gateway.wire import shown_id
 
@@ -52,7 +52,7 @@ def build_app(gateway: Gateway, metrics: Metrics, readiness: Readiness) -> ASGIA
         assert isinstance(error, HTTPException)
         path, method = request.url.path, request.method
         if error.status_code == 405:
-            allow = (error.headers or {}).get("Allow", "GET")
+            allow = ", ".join(sorted((error.headers or {}).get("Allow", "GET").split(", ")))
             return _response(errors.wrong_method(method, allow))
         if path.encode() in HOT_PATHS:
             return _response(errors.wrong_method(method, "POST"))

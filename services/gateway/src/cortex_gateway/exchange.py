@@ -12,6 +12,7 @@ from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.errors import ApiError
 from cortex_gateway.keys import Key
 from cortex_gateway.meter import Outcome, Record
+from cortex_gateway.paths import HotPath
 from cortex_gateway.relay import StreamRelay
 from cortex_gateway.table import Slot
 from cortex_gateway.upstream import Connection, Dial, Headers
@@ -22,27 +23,6 @@ if TYPE_CHECKING:
 
 _CLIENT_LEFT_STATUS = 499
 _PING = b": ping\n\n"
-
-
-class HotPath:
-    """A path that is served in callbacks. `streams`: whether `stream: true` means something there."""
-
-    __slots__ = ("path", "streams", "text")
-
-    def __init__(self, path: str, *, streams: bool) -> None:
-        self.text = path
-        self.path = path.encode()
-        self.streams = streams
-
-
-HOT_PATHS = {
-    hot.path: hot
-    for hot in (
-        HotPath("/v1/chat/completions", streams=True),
-        HotPath("/v1/completions", streams=True),
-        HotPath("/v1/embeddings", streams=False),
-    )
-}
 
 
 class Client(Protocol):

@@ -19,9 +19,9 @@ from uvicorn.server import ServerState
 
 from cortex_gateway import errors
 from cortex_gateway.errors import ApiError, invalid_request
-from cortex_gateway.exchange import HOT_PATHS, Exchange, HotPath
+from cortex_gateway.exchange import Exchange
 from cortex_gateway.gateway import Gateway
-from cortex_gateway.keys import Key
+from cortex_gateway.incoming import Incoming, check_head, head_too_large, hot_path
 from cortex_gateway.wire import HeaderList, find, shown_id, status_line
 
 _log = get_logger("protocol")
@@ -32,43 +32,6 @@ _LINGER_SECONDS = 2.0
 _STREAM_HEADERS = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 )
-
-
-class Incoming:
-    """One request as it comes in."""
-
-    __slots__ = (
-        "complete",
-        "expects",
-        "head_done",
-        "headers",
-        "hot",
-        "http10",
-        "keep_alive",
-        "key",
-        "method",
-        "offers",
-        "parts",
-        "refusal",
-        "size",
-        "url",
-    )
-
-    def __init__(self) -> None:
-        self.method = b""
-        self.url = b""
-        self.headers: HeaderList = []
-        self.parts: list[bytes] = []
-        self.size = 0
-        self.head_done = False
-        self.complete = False
-        self.keep_alive = True
-        self.http10 = False
-        self.expects = False
-        self.offers = False
-        self.hot: HotPath | None = None
-        self.key: Key | None = None
-        self.refusal: ApiError | None = None
 
 
 class GatewayProtocol(HttpToolsProtocol):
@@ -143,7 +106,7 @@ class GatewayProtocol(HttpToolsProtocol):
         else:
             self._fed = len(data) if self._alone(before) else 0
         if not incoming.head_done and self._fed > self._gateway.settings.intake.head_max_bytes:
-            self._fail(_head_too_large())
+            self._fail(head_too_large())
             return
         now = self._gateway.time()
         if self._began is None:
@@ -167,8 +130,9 @@ class GatewayProtocol(HttpToolsProtocol):
         return None
 
     def _without_upgrade(self, rest: bytes) -> bytes | None:
-        # Nothing is upgraded here, as HTTP allows (Java's client offers h2c with every first request), but the
-        # parser takes what follows such a head for another protocol: it gets the head again, without the offer.
+        # Nothing is upgraded here, as HTTP allows (Java's client offers h2c with every first request), but
+        # the parser takes what follows such a head for another protocol: it gets the head again, without
+        # the offer.
         if self._closing or self._deaf:
             return None
         incoming = self._incoming
@@ -245,12 +209,12 @@ class GatewayProtocol(HttpToolsProtocol):
         if parser.should_upgrade() and incoming.method != b"CONNECT":
             incoming.offers = True
             return
-        problem = self._check_head(incoming)
+        problem = check_head(incoming, self._gateway.settings.intake.head_max_bytes)
         if problem is not None:
             self._fail(problem)
             return
         if incoming.method == b"POST":
-            incoming.hot = _hot_path(incoming.url)
+            incoming.hot = hot_path(incoming.url)
         if incoming.hot is None:
             if self._current is None and not self._queue:
                 self._run_app(incoming)
@@ -421,30 +385,6 @@ class GatewayProtocol(HttpToolsProtocol):
 
     # Checks and refusals.
 
-    def _check_head(self, incoming: Incoming) -> ApiError | None:
-        # What the parser lets pass and a gateway must not.
-        has_host = False
-        size = len(incoming.url)
-        for name, value in incoming.headers:
-            size += len(name) + len(value) + 4
-            if name == b"host":
-                has_host = True
-            elif name == b"transfer-encoding" and (incoming.http10 or value.strip().lower() != b"chunked"):
-                return invalid_request("The only transfer coding is chunked, in HTTP/1.1.")
-            elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-                return invalid_request("Compressed request bodies are not taken.", status=415)
-            elif name == b"expect":
-                if value.strip().lower() != b"100-continue":
-                    return invalid_request("The only expectation is 100-continue.", status=417)
-                incoming.expects = not incoming.http10
-        if size > self._gateway.settings.intake.head_max_bytes:
-            return _head_too_large()
-        if not has_host and not incoming.http10:
-            return invalid_request("The header Host is missing.")
-        if incoming.url not in HOT_PATHS and not _is_target(incoming.url):
-            return invalid_request("The request's target is no path.")
-        return None
-
     def _body_too_large(self) -> ApiError:
         limit = self._gateway.settings.intake.body_max_bytes
         return invalid_request(f"The request body is larger than {limit} bytes.", status=413)
@@ -539,25 +479,3 @@ class GatewayProtocol(HttpToolsProtocol):
         """Close at once: the client takes nothing."""
         self._closing = True
         self.transport.abort()
-
-
-def _head_too_large() -> ApiError:
-    return invalid_request("The request's head is too large.", status=431)
-
-
-def _is_target(url: bytes) -> bool:
-    if not url.startswith((b"/", b"http://", b"https://")):
-        return False
-    try:
-        httptools.parse_url(url)
-    except httptools.HttpParserInvalidURLError:
-        return False
-    return True
-
-
-def _hot_path(url: bytes) -> HotPath | None:
-    hot = HOT_PATHS.get(url)
-    if hot is not None:
-        return hot
-    path = httptools.parse_url(url).path
-    return HOT_PATHS.get(urllib.parse.unquote_to_bytes(path)) if path else None

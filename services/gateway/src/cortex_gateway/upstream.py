@@ -8,11 +8,14 @@ from typing import Protocol, cast
 
 import anyio
 from cortex_shared.errors import InvalidInput
+from cortex_shared.logs import get_logger
 
 from cortex_gateway.chunks import ChunkReader
 from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.settings import UpstreamSettings
 from cortex_gateway.sweep import Sweeper
+
+_log = get_logger("upstream")
 
 _HEAD_MAX = 64 * 1024
 _JOIN_MAX = 64 * 1024
@@ -132,7 +135,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
-        self._read(data)
+        try:
+            self._read(data)
+        except Exception as error:  # noqa: BLE001 (a bug must end this one answer, not leave its client waiting)
+            _log.error("upstream.bug", error=repr(error))
+            self._break()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True

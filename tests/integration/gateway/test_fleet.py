@@ -1,0 +1,193 @@
+"""The gateway among real servers: routes and keys from Redis, usage to NATS, and both dying around it."""
+
+import signal
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from cortex_shared.contracts.evidence import SUBJECTS, GatewayEvidence
+from cortex_shared.contracts.keys import KeyRecord
+from cortex_shared.contracts.routes import Route
+from cortex_shared.keyring import Keyring
+from cortex_shared.routing_store import RoutingStore, connect_redis
+from nats.aio.msg import Msg
+
+from tests.fakes.upstream import Reply, Upstream
+from tests.integration.gateway.harness import Answer, Raw, chat, key_record, request, route, table, until
+from tests.integration.gateway.process import GatewayProcess, bus_with_usage
+from tests.servers import ServersUnderTest
+
+
+async def publish(
+    redis_url: str, *routes: Route, keys: list[KeyRecord] | None = None, version: int = 1
+) -> None:
+    """Write table and ring as monitor and API do."""
+    redis = connect_redis(redis_url)
+    assert await RoutingStore(redis).replace(table(*routes, version=version))
+    assert await Keyring(redis).replace(version, [key_record()] if keys is None else keys)
+    await redis.aclose()
+
+
+@pytest.fixture
+async def process(servers: ServersUnderTest, tmp_path: Path) -> AsyncGenerator[GatewayProcess]:
+    """A gateway process, not started; the servers are fresh."""
+    await servers.flush_redis()
+    nats_url = await servers.fresh_nats()
+    made = GatewayProcess(tmp_path, redis_url=servers.redis_url, nats_url=nats_url)
+    yield made
+    await made.stop()
+
+
+async def ask(process: GatewayProcess, **fields: Any) -> Answer:
+    """One request on a connection of its own."""
+    raw = await process.connect()
+    raw.send(request(chat(**fields)))
+    answer = await raw.answer()
+    raw.close()
+    return answer
+
+
+async def serving(process: GatewayProcess) -> None:
+    """Wait until it has routes and keys."""
+    with anyio.fail_after(10):
+        while (await ask(process)).status != 200:
+            await anyio.sleep(0.05)
+
+
+async def test_routes_keys_usage_and_evidence(servers: ServersUnderTest, process: GatewayProcess) -> None:
+    evidence: list[GatewayEvidence] = []
+
+    async def heard(message: Msg) -> None:
+        evidence.append(GatewayEvidence.decode(message.data))
+
+    async with Upstream() as engine, bus_with_usage(servers.nats_url) as (bus, seen):
+        await process.start()
+        assert (await ask(process)).status == 503  # no keys yet: nobody is told that theirs is wrong
+        async with anyio.create_task_group() as group:
+            group.start_soon(bus.listen, SUBJECTS, heard)
+            await publish(servers.redis_url, route(engine, "http://127.0.0.1:1"))
+            await serving(process)
+            before = len(engine.requests)
+            for _ in range(10):
+                assert (await ask(process, stream=True)).text == "t0 t1 t2 "
+            await until(lambda: sum(r.stream for r in seen.records) == 10)
+            assert len({r.request_id for r in seen.records}) == before + 10
+            assert all(r.completion_tokens == 3 and r.source == "engine" for r in seen.records)
+            await until(lambda: any(e.connect_failures for told in evidence for e in told.endpoints))
+            await until(lambda: sum(e.successes for t in evidence for e in t.endpoints) == before + 10)
+            # A revoked key is refused within a second.
+            await publish(servers.redis_url, route(engine), keys=[], version=2)
+            with anyio.fail_after(1):
+                while (await ask(process)).status != 401:
+                    await anyio.sleep(0.02)
+            group.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("server", ["redis", "nats"])
+async def test_streams_outlive_servers_that_die_and_come_back_empty(
+    servers: ServersUnderTest, process: GatewayProcess, server: str
+) -> None:
+    async with (
+        Upstream(Reply(events=4, hold_after=2)) as engine,
+        bus_with_usage(servers.nats_url) as (_, seen),
+    ):
+        await publish(servers.redis_url, route(engine))
+        await process.start()
+        engine.replies.append(Reply(body=b"{}"))
+        await serving(process)
+        raws: list[Raw] = []
+        for _ in range(20):
+            raw = await process.connect()
+            raw.send(request(chat(stream=True)))
+            raws.append(raw)
+        await engine.until("sent_events", 40)
+        servers.kill(server)
+        engine.replies.append(Reply(body=b"{}"))
+        assert (await ask(process)).status == 200
+        await servers.empty(server)
+        engine.replies.append(Reply(body=b"{}"))
+        assert (await ask(process)).status == 200
+        engine.go.set()
+        for raw in raws:
+            answer = await raw.answer()
+            assert (answer.text, answer.events[-1], answer.cut) == ("t0 t1 t2 t3 ", "[DONE]", False)
+            raw.close()
+        assert len(engine.requests) >= 23
+        await until(lambda: sum(r.stream for r in seen.records) >= 20, 30)
+        assert len({r.request_id for r in seen.records if r.stream}) == 20
+        # And what is new is heard again.
+        await publish(servers.redis_url, route(engine), keys=[], version=5)
+        with anyio.fail_after(10):
+            while (await ask(process)).status != 401:
+                await anyio.sleep(0.05)
+
+
+async def test_a_start_without_redis_serves_from_the_snapshot(
+    servers: ServersUnderTest, process: GatewayProcess, tmp_path: Path
+) -> None:
+    async with Upstream() as engine:
+        await publish(servers.redis_url, route(engine, key="external secret"))
+        await process.start()
+        await serving(process)
+        process.signal(signal.SIGTERM)
+        assert await process.ended() == 0
+        assert {p.stat().st_mode & 0o777 for p in (tmp_path / "snapshot").iterdir()} == {0o600}
+        await servers.flush_redis()
+        await process.start()
+        assert (await ask(process)).status == 200
+
+
+async def test_kill_9_loses_no_record_and_counts_what_was_open(
+    servers: ServersUnderTest, tmp_path: Path, process: GatewayProcess
+) -> None:
+    away = GatewayProcess(tmp_path, redis_url=servers.redis_url, nats_url="nats://127.0.0.1:1")
+    async with Upstream() as engine:
+        await publish(servers.redis_url, route(engine))
+        await away.start()
+        await serving(away)
+        done = len(engine.requests)
+        for _ in range(5):
+            assert (await ask(away)).status == 200
+        engine.reply = Reply(hold_after=0)
+        raw = await away.connect()
+        raw.send(request(chat(stream=True)))
+        await engine.until("requests", done + 6)
+        await away.stop()
+        raw.close()
+        async with bus_with_usage(servers.nats_url) as (_, seen):
+            await process.start()
+            await until(lambda: len(seen.records) == done + 6)
+            assert len({r.request_id for r in seen.records}) == done + 6
+            open_one = [r for r in seen.records if r.outcome == "gateway_died"]
+            assert [(r.source, r.route, r.stream, r.key_id) for r in open_one] == [
+                ("estimated", "m", True, 1)
+            ]
+            await until(lambda: len(list((tmp_path / "journal").iterdir())) == 1)  # only its own is left
+
+
+async def test_sigterm_drains_and_cuts_with_an_error(
+    servers: ServersUnderTest, process: GatewayProcess
+) -> None:
+    async with Upstream(Reply(events=3, hold_after=1)) as engine:
+        await publish(servers.redis_url, route(engine))
+        await process.start()
+        engine.replies.append(Reply(body=b"{}"))
+        await serving(process)
+        idle = await process.connect()
+        raw = await process.connect()
+        raw.send(request(chat(stream=True)))
+        await engine.until("sent_events", 1)
+        process.signal(signal.SIGTERM)
+        assert await idle.closed()
+        with pytest.raises(ConnectionRefusedError):
+            await process.connect()
+        answer = await raw.answer()
+        assert (answer.text, answer.cut) == ("t0 ", False)
+        assert answer.events[-1]["error"]["code"] == "gateway_stopping"
+        assert await raw.closed()
+        assert await process.ended() == 0
+        await engine.until("aborted", 1)
+        raw.close()
+        idle.close()

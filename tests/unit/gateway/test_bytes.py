@@ -1,0 +1,154 @@
+"""Edits and cuts on bytes, checked against the slow and obvious way."""
+
+import json
+from typing import Any
+
+import pytest
+from cortex_gateway import body, sse
+from cortex_gateway.chunks import LAST, ChunkReader, frame, payload
+from cortex_gateway.errors import ApiError
+from cortex_gateway.relay import StreamRelay
+from cortex_shared.errors import InvalidInput
+from hypothesis import given
+from hypothesis import strategies as st
+
+_NAMES = st.sampled_from(["model", "stream_options", "a", "messages", "é", 'q"uote', "include_usage"])
+_SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=12) | _NAMES
+_VALUES = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+_OPTIONS = st.none() | st.fixed_dictionaries(
+    {}, optional={"include_usage": st.booleans() | st.none(), "x": _VALUES}
+)
+
+
+@st.composite
+def _documents(draw: st.DrawFn) -> tuple[dict[str, Any], bytes]:
+    fields: dict[str, Any] = draw(
+        st.dictionaries(_NAMES.filter(lambda n: n != "stream_options"), _VALUES, max_size=4)
+    )
+    fields["model"] = draw(st.text(min_size=1, max_size=10))
+    if draw(st.booleans()):
+        fields["stream_options"] = draw(_OPTIONS)
+    names = draw(st.permutations(list(fields)))
+    document = {name: fields[name] for name in names}
+    text = json.dumps(document, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1])))
+    return document, draw(st.sampled_from(["", " ", "\n"])).encode() + text.encode() + b" \n"
+
+
+@given(_documents(), st.text(min_size=1))
+def test_another_model_is_the_only_change(made: tuple[dict[str, Any], bytes], model: str) -> None:
+    document, data = made
+    model = model.encode("utf-8", "ignore").decode()
+    assert json.loads(body.with_model(data, model)) == {**document, "model": model}
+
+
+@given(_documents())
+def test_usage_is_asked_for_and_nothing_else_changes(made: tuple[dict[str, Any], bytes]) -> None:
+    document, data = made
+    wanted = body.read(data)
+    assert not isinstance(wanted, ApiError)
+    expected: dict[str, Any] = {**(document.get("stream_options") or {}), "include_usage": True}
+    edited = body.with_usage(data, wanted.stream_options)
+    assert json.loads(edited, object_pairs_hook=_no_doubles) == {**document, "stream_options": expected}
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len({name for name, _ in pairs}) == len(pairs)
+    return dict(pairs)
+
+
+@given(_documents())
+def test_spans_find_every_value(made: tuple[dict[str, Any], bytes]) -> None:
+    document, data = made
+    assert {key: json.loads(data[start:end]) for key, start, end in body.spans(data)} == document
+
+
+@pytest.mark.parametrize(
+    ("data", "doubled"),
+    [
+        (b'{"model":"a"}', False),
+        (b'{"model":"a","x":{"model":"b"}}', False),
+        (b'{"model":"a","x":"\\"model\\":1"}', False),
+        (b'{"model":"a","model":"b"}', True),
+        (b'{"model":"a","mod\\u0065l":"b"}', True),
+    ],
+)
+def test_a_model_given_twice_is_seen(data: bytes, *, doubled: bool) -> None:
+    assert body.doubles_model(data) is doubled
+
+
+_EVENTS = st.lists(
+    st.sampled_from(
+        [
+            b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+            b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n',
+            b'data: {"choices":[{"delta":{"content":"\xc3\xa9 \\"error\\""}}]}\r\n\r\n',
+            b"data:x\r\r",
+            b": comment\n\n",
+            b'event: e\ndata: {"choices":[{"text":"b"}]}\n\n',
+            b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
+        ]
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def _cut(data: bytes, sizes: list[int]) -> list[bytes]:
+    pieces: list[bytes] = []
+    position = 0
+    for size in sizes:
+        pieces.append(data[position : position + size])
+        position += size
+    return [piece for piece in [*pieces, data[position:]] if piece]
+
+
+@given(_EVENTS, st.lists(st.integers(1, 60), max_size=30), st.lists(st.integers(1, 40), max_size=60))
+def test_what_is_relayed_is_what_came_wherever_it_was_cut(
+    events: list[bytes], chunk_sizes: list[int], read_sizes: list[int]
+) -> None:
+    content = b"".join(events) + sse.DONE_EVENT
+    wire = b"".join(frame(piece) for piece in _cut(content, chunk_sizes)) + LAST
+    reader = ChunkReader(10_000)
+    relay = StreamRelay(chunked=True, hide_usage=True, event_max_bytes=10_000)
+    out = b""
+    for piece in _cut(wire, read_sizes):
+        block, whole = reader.feed(piece)
+        if block:
+            out += relay.block(block, whole)
+    assert reader.ended
+    assert not reader.excess
+    out += relay.end()
+    assert payload(out) == content
+    assert relay.complete
+    assert relay.tokens == sum(b'"a"' in e or b"error" in e or b'"b"' in e for e in events)
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"zz\r\n",
+        b"-1\r\n",
+        b"0x1\r\na\r\n",
+        b"1\r\nab\r\n",
+        b"1_0\r\n",
+        b"fffffffff\r\n",
+        b"1" * 300,
+        b"ffff\r\n",
+    ],
+)
+def test_broken_framing_is_refused(wire: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        ChunkReader(1000).feed(wire)
+
+
+def test_trailers_of_an_answer_are_dropped() -> None:
+    reader = ChunkReader(1000)
+    assert reader.feed(b"3;x=y\r\nabc\r\n0\r\nTrailer: 1\r\n")[0] == b"3;x=y\r\nabc\r\n"
+    assert not reader.ended
+    assert reader.feed(b"\r\nHTTP")[0] == b""
+    assert (reader.ended, reader.excess) == (True, True)
+    assert payload(b"3;x=y\r\nabc\r\n") == b"abc"
