@@ -20,7 +20,10 @@ _SUFFIX = ".usage"
 
 def _lock(folder: Path) -> int | None:
     # The lock ends with the process, however that ends.
-    fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None  # another user's, or removed at this moment by who took it over
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -37,7 +40,8 @@ class Journal:
         self.folder = folder / process
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = _lock(self.folder)
-        assert lock is not None, "a process's name is used once"
+        if lock is None:
+            raise OSError(f"the journal's folder {self.folder} cannot be locked")
         self._locks: dict[Path, int] = {self.folder: lock}
         self._max_bytes = max_bytes
         self._number = 0

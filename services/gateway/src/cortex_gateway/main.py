@@ -15,7 +15,8 @@ from cortex_shared.keyring import Keyring
 from cortex_shared.logs import get_logger
 from cortex_shared.metrics import Metrics
 from cortex_shared.process import Task, serve
-from cortex_shared.routing_store import RoutingStore, connect_redis
+from cortex_shared.redis_connection import connect_redis
+from cortex_shared.routing_store import RoutingStore
 
 from cortex_gateway.app import build_app
 from cortex_gateway.evidence import tell_evidence

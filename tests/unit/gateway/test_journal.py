@@ -1,0 +1,75 @@
+"""What is journalled stays until it is sent, whoever dies in between, and no more than the bound."""
+
+from pathlib import Path
+
+import pytest
+from cortex_gateway.journal import Journal
+from cortex_gateway.open_requests import OpenRequests, left_open
+
+_ROOMY = 1_000_000
+
+
+def test_a_segment_stays_until_it_is_removed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
+    assert not journal.pending
+    journal.append(b"{1}")
+    journal.append(b"{2}")
+    (segment,) = journal.segments()
+    journal.append(b"{3}")
+    assert segment.read_bytes() == b"{1}\n{2}\n"
+    assert journal.segments()[0] == segment
+    for path in journal.segments():
+        journal.remove(path)
+    assert (journal.pending, journal.size_bytes) == (False, 0)
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_ended_process_left_comes_first(tmp_path: Path) -> None:
+    old = Journal(tmp_path, "old", max_bytes=_ROOMY)
+    old.append(b"{old}")
+    running = Journal(tmp_path, "running", max_bytes=_ROOMY)
+    running.append(b"{running}")
+    assert not running.left  # `old` lives
+    old.close()
+    new = Journal(tmp_path, "new", max_bytes=_ROOMY)
+    new.append(b"{new}")
+    assert [path.read_bytes() for path in new.segments()] == [b"{old}\n", b"{new}\n"]
+    for path in new.segments():
+        new.remove(path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "running"]
+    new.close()
+    running.close()
+
+
+def test_the_bound_holds_and_what_is_lost_is_counted(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=100)
+    taken = sum(journal.append(b"{" + b"x" * 20 + b"}") for _ in range(10))
+    assert 0 < taken < 10
+    assert journal.lost == 10 - taken
+    assert journal.size_bytes <= 100
+    for path in journal.segments():
+        journal.remove(path)
+    assert journal.append(b"{}")
+    journal.close()
+
+
+def test_a_folder_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        Journal(tmp_path / "file", "a", max_bytes=_ROOMY)
+
+
+def test_open_requests_can_be_read_from_outside(tmp_path: Path) -> None:
+    table = OpenRequests(tmp_path, rows_max=2)
+    first, second = table.begin(b"{1}"), table.begin(b"{2}")
+    assert table.begin(b"{3}") == -1
+    table.end(-1)
+    table.end(first)
+    assert list(left_open(tmp_path)) == [b"{2}"]
+    assert table.begin(b"x" * 600) == -1
+    assert table.begin(b"{4}") == first
+    assert sorted(left_open(tmp_path)) == [b"{2}", b"{4}"]
+    table.end(second)
+    table.close()
+    assert list(left_open(tmp_path / "none")) == []
