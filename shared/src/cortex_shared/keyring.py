@@ -2,13 +2,10 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
-
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.errors import InvalidInput
 from cortex_shared.logs import get_logger
-from cortex_shared.routing_store import follow_channel, unavailable
+from cortex_shared.redis_connection import Redis, RedisError, follow_channel, unavailable
 
 _log = get_logger("keyring")
 

@@ -1,22 +1,13 @@
 """The routing table in Redis: one document, written under a fence, with a channel that says it changed."""
 
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-
-import anyio
-from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from cortex_shared.contracts.routes import RoutingTable
-from cortex_shared.errors import InvalidInput, Unavailable
-from cortex_shared.logs import get_logger
-
-_log = get_logger("routing_store")
+from cortex_shared.redis_connection import Redis, RedisError, follow_channel, unavailable
 
 TABLE_KEY = "cortex:routes:v1"
 FENCE_KEY = "cortex:routes:v1:fence"
 CHANNEL = "cortex:routes:v1:changed"
-_LOOK_SECONDS = 1.0
 
 # A table is taken only if (term, version) is newer, so that a deposed monitor changes nothing.
 _REPLACE = """
@@ -31,16 +22,6 @@ redis.call('SET', KEYS[2], ARGV[1] .. '.' .. ARGV[2])
 redis.call('PUBLISH', ARGV[4], ARGV[1] .. '.' .. ARGV[2])
 return 1
 """
-
-
-def connect_redis(url: str) -> Redis:
-    """A client for a `redis://`, `rediss://` or `unix://` address, with bounded waits."""
-    return Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2, health_check_interval=15)
-
-
-def unavailable(error: Exception) -> Unavailable:
-    """A Redis error as one that is retried."""
-    return Unavailable(f"Redis did not answer: {error}", code="redis.no_answer", remedy="see that Redis runs")
 
 
 class RoutingStore:
@@ -97,27 +78,3 @@ class RoutingStore:
                     await handed
 
         await follow_channel(self._redis, CHANNEL, look)
-
-
-async def follow_channel(redis: Redis, channel: str, look: Callable[[], Awaitable[None]]) -> None:
-    """Call `look` now, after every message on the channel, and once a second, until cancelled.
-
-    The message makes it quick, the second makes it certain. Redis being away is waited out.
-    """
-    told = False
-    while True:
-        pubsub = redis.pubsub(ignore_subscribe_messages=True)
-        try:
-            await pubsub.subscribe(channel)
-            while True:
-                await look()
-                told = False
-                await pubsub.get_message(timeout=_LOOK_SECONDS)
-        except (RedisError, OSError, Unavailable, InvalidInput) as error:
-            if not told:
-                _log.warning("redis.unreachable", channel=channel, error=str(error))
-                told = True
-            await anyio.sleep(0.25)
-        finally:
-            with anyio.move_on_after(1, shield=True), suppress(RedisError, OSError):
-                await pubsub.aclose()

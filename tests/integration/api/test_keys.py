@@ -11,7 +11,7 @@ import httpx
 import pytest
 from cortex_shared.contracts.keys import KeyRecord, hash_key
 from cortex_shared.keyring import Keyring
-from cortex_shared.routing_store import connect_redis
+from cortex_shared.redis_connection import connect_redis
 
 from tests.integration.api.process import TOKEN, ApiUnderTest, error_of, eventually
 from tests.servers import ServersUnderTest

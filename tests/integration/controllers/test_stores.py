@@ -18,7 +18,7 @@ from cortex_shared.contracts.usage import RequestUsage, UsageBatch, usage_subjec
 from cortex_shared.engine_keys import engine_key
 from cortex_shared.errors import NotFound, Unavailable
 from cortex_shared.keyring import Keyring
-from cortex_shared.routing_store import connect_redis
+from cortex_shared.redis_connection import connect_redis
 from sqlalchemy import delete, update
 from sqlmodel import col, func, select
 

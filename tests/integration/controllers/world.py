@@ -13,7 +13,7 @@ from cortex_api.controllers import Controllers
 from cortex_api.db.migrate import migrate
 from cortex_api.db.session import Database
 from cortex_api.db.tables import Instance, Model
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 from cortex_api.secrets import SecretBox
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.clock import utc_now
@@ -22,7 +22,7 @@ from cortex_shared.contracts.commands import Manifest, Start, Stop, decode_comma
 from cortex_shared.contracts.events import Event
 from cortex_shared.contracts.observed import InstanceObserved, NodeObserved, Phase, ProgramObserved
 from cortex_shared.contracts.verdicts import NodeVerdict
-from cortex_shared.routing_store import connect_redis
+from cortex_shared.redis_connection import connect_redis
 from cortex_shared.settings import NatsSettings
 from cryptography.fernet import Fernet
 from sqlalchemy.ext.asyncio import AsyncEngine

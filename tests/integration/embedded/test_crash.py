@@ -102,7 +102,7 @@ async def test_servers_end_by_themselves_when_the_supervisor_is_killed(user: Use
         family = psutil.Process(servers.supervisor_pid).children(recursive=True)
         os.kill(servers.supervisor_pid, signal.SIGKILL)
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while any(_lives(process) for process in family):  # noqa: ASYNC110 (none is a child of ours)
+            while any(_lives(process) for process in family):
                 await asyncio.sleep(0.02)
 
 
@@ -119,7 +119,7 @@ async def test_a_cut_off_initialisation_is_done_again(user: User) -> None:
         os.kill(servers.supervisor_pid, signal.SIGKILL)
     # What a kill -9 in the middle of initdb leaves: a folder under the temporary name only.
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while (made / "postmaster.pid").exists():  # noqa: ASYNC110 (another process removes it)
+        while (made / "postmaster.pid").exists():
             await asyncio.sleep(0.02)
     made.rename(made.with_name("postgres.new"))
     (made.with_name("postgres.new") / "global/pg_control").unlink()

@@ -99,7 +99,7 @@ def test_a_disk_too_small_for_the_first_start(small_disk: Path) -> None:
 
 async def test_a_disk_that_filled_up(small_disk: Path) -> None:
     grow = ["mount", "-o", "remount,size=200m", str(small_disk)]
-    subprocess.run(grow, check=True)  # noqa: ASYNC221 (nothing else runs in this loop)
+    subprocess.run(grow, check=True)
     home = small_disk / "home"
     with run_servers(home):
         pass
@@ -118,7 +118,7 @@ async def test_a_disk_that_filled_up(small_disk: Path) -> None:
 
 async def test_servers_write_again_once_a_full_disk_has_room(small_disk: Path) -> None:
     grow = ["mount", "-o", "remount,size=200m", str(small_disk)]
-    subprocess.run(grow, check=True)  # noqa: ASYNC221 (nothing else runs in this loop)
+    subprocess.run(grow, check=True)
     filler = small_disk / "filler"
     with run_servers(small_disk / "home", careless=False) as servers:
         bus = await nats.connect(servers.nats_url)

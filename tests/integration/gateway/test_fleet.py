@@ -11,7 +11,8 @@ from cortex_shared.contracts.evidence import SUBJECTS, GatewayEvidence
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.contracts.routes import Route
 from cortex_shared.keyring import Keyring
-from cortex_shared.routing_store import RoutingStore, connect_redis
+from cortex_shared.redis_connection import connect_redis
+from cortex_shared.routing_store import RoutingStore
 from nats.aio.msg import Msg
 
 from tests.fakes.upstream import Reply, Upstream

@@ -19,7 +19,8 @@ from cortex_shared.contracts.observed import NodeObserved
 from cortex_shared.contracts.routes import RouteWanted, RoutingTable, WantedManifest
 from cortex_shared.contracts.verdicts import LEASE, MonitorLease, NodeVerdict
 from cortex_shared.errors import Unavailable
-from cortex_shared.routing_store import RoutingStore, connect_redis
+from cortex_shared.redis_connection import connect_redis
+from cortex_shared.routing_store import RoutingStore
 from cortex_shared.settings import NatsSettings
 
 from tests.servers import ServersUnderTest, servers

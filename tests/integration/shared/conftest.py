@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 from cortex_shared.bus import Bus
-from cortex_shared.routing_store import connect_redis
+from cortex_shared.redis_connection import connect_redis
 from cortex_shared.settings import NatsSettings
 from redis.asyncio import Redis
 

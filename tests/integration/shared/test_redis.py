@@ -10,7 +10,8 @@ from cortex_shared.contracts.keys import KeyRecord, hash_key
 from cortex_shared.contracts.routes import RoutingTable
 from cortex_shared.errors import Unavailable
 from cortex_shared.keyring import Keyring
-from cortex_shared.routing_store import CHANNEL, TABLE_KEY, RoutingStore, connect_redis
+from cortex_shared.redis_connection import connect_redis
+from cortex_shared.routing_store import CHANNEL, TABLE_KEY, RoutingStore
 from redis.asyncio import Redis
 
 from tests.integration.shared.conftest import tasks, until

@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from cortex_api.auth.principals import Principal
 from cortex_api.auth.roles import Role
-from cortex_api.events.hints import Hints
+from cortex_api.hints import Hints
 from cortex_api.state import AppState
 
 # Only describes the header in OpenAPI; Principals reads it.

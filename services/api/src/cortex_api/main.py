@@ -11,7 +11,7 @@ from cortex_shared.errors import InvalidInput
 from cortex_shared.metrics import Metrics
 from cortex_shared.nats_auth import Authority
 from cortex_shared.process import serve
-from cortex_shared.routing_store import connect_redis
+from cortex_shared.redis_connection import RedisHealth, connect_redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -20,13 +20,12 @@ from cortex_api.auth.principals import Principals
 from cortex_api.controllers import Controllers
 from cortex_api.db.migrate import migrate
 from cortex_api.db.session import Database
-from cortex_api.events.outbox import Outbox
 from cortex_api.keys.bootstrap import bootstrap
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
+from cortex_api.outbox import Outbox
 from cortex_api.secrets import SecretBox
 from cortex_api.settings import Settings
 from cortex_api.state import AppState
-from cortex_api.status.redis import RedisHealth
 
 
 async def main(settings: Settings) -> None:

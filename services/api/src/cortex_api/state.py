@@ -9,13 +9,13 @@ from cortex_shared.bus import Bus
 from cortex_shared.clock import utc_now
 from cortex_shared.metrics import Metrics
 from cortex_shared.nats_auth import Authority
-from redis.asyncio import Redis
+from cortex_shared.redis_connection import Redis
 
 from cortex_api.auth.principals import Principals
 from cortex_api.db.session import Database
-from cortex_api.events.hints import Hinted
-from cortex_api.events.outbox import Outbox
-from cortex_api.nodes.observations import Observations
+from cortex_api.hints import Hinted
+from cortex_api.observations import Observations
+from cortex_api.outbox import Outbox
 from cortex_api.rest.live import Places
 from cortex_api.secrets import SecretBox
 

@@ -6,7 +6,8 @@ from cortex_shared.contracts import observed, routes, telemetry, verdicts
 from cortex_shared.health import health_app
 from cortex_shared.metrics import Metrics
 from cortex_shared.process import serve
-from cortex_shared.routing_store import RoutingStore, connect_redis
+from cortex_shared.redis_connection import connect_redis
+from cortex_shared.routing_store import RoutingStore
 
 from cortex_monitor.exposition import FleetCollector
 from cortex_monitor.publisher import Offer

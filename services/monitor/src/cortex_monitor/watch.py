@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
-from cortex_shared.bus import Bus, Mirror
+from cortex_shared.bus import Bus, Mirror, Msg
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts import evidence
 from cortex_shared.contracts.evidence import GatewayEvidence
@@ -16,7 +16,6 @@ from cortex_shared.contracts.verdicts import LEASE
 from cortex_shared.errors import InvalidInput
 from cortex_shared.logs import get_logger
 from cortex_shared.routing_store import RoutingStore
-from nats.aio.msg import Msg
 
 from cortex_monitor.event_log import EventLog, fleet_event, route_event, verdict_event
 from cortex_monitor.lease import Lease

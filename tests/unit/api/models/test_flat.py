@@ -5,12 +5,12 @@ from typing import Any, cast
 
 import pytest
 from cortex_api.db.tables import Model
-from cortex_api.events.hints import Hinted
+from cortex_api.hints import Hinted
 from cortex_api.models import service
 from cortex_api.models.flat import merge, parse_body
 from cortex_api.models.present import ModelViews
 from cortex_api.models.repository import spec_of
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 from cortex_api.secrets import SecretBox
 from cortex_api.state import AppState
 from cortex_shared.bus import Bus, Mirror

@@ -57,7 +57,7 @@ async def test_it_dies_with_its_holder(tmp_path: Path) -> None:
         "lock = asyncio.run(UpLock(pathlib.Path(sys.argv[1])).acquire())\n"
         "print('held', flush=True); time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as holder:  # noqa: ASYNC220 (a foreign process)
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         found = read_holder(path)

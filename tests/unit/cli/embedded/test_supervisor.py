@@ -61,7 +61,7 @@ def file_appears(path: Path) -> Callable[[], Awaitable[bool]]:
     """Readiness: the file is there."""
 
     async def ready() -> bool:
-        return path.exists()  # noqa: ASYNC240 (a stat of a local file)
+        return path.exists()
 
     return ready
 
@@ -138,13 +138,13 @@ async def test_the_rest_of_a_dead_childs_group_is_killed(home: Home) -> None:
     ) as supervisor:
         await supervisor.start()
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not pids.exists() or not pids.read_text().strip():  # noqa: ASYNC110 (another process writes it)
+            while not pids.exists() or not pids.read_text().strip():
                 await asyncio.sleep(0.01)
         left_behind = int(pids.read_text().split()[0])
         os.kill(supervisor.pid("a") or 0, signal.SIGKILL)
         await told.until(Happening.restarted, "a")
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while start_ticks(left_behind) is not None:  # noqa: ASYNC110 (no child of ours)
+            while start_ticks(left_behind) is not None:
                 await asyncio.sleep(0.01)
 
 
@@ -288,19 +288,19 @@ asyncio.run(main())
 
 async def test_a_killed_supervisor_leaves_nothing_running(home: Home) -> None:
     command = [sys.executable, "-c", ALONE, str(home.path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as alone:  # noqa: ASYNC220 (a stranger)
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as alone:
         assert alone.stdout is not None
         pid = int(alone.stdout.readline())
         assert start_ticks(pid) is not None
         alone.kill()
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while start_ticks(pid) is not None:  # noqa: ASYNC110 (no child of ours)
+        while start_ticks(pid) is not None:
             await asyncio.sleep(0.01)
 
 
 async def test_an_orphan_of_an_earlier_life_is_ended_first(home: Home) -> None:
     told = Told()
-    with subprocess.Popen(["/bin/sleep", "600"], start_new_session=True) as orphan:  # noqa: ASYNC220 (a stranger)
+    with subprocess.Popen(["/bin/sleep", "600"], start_new_session=True) as orphan:
         async with Supervisor(home, [shell(home, "a", "exec sleep 60")], told) as supervisor:
             await supervisor.start()
             record = read_json(home.record("a"))
@@ -312,7 +312,7 @@ async def test_an_orphan_of_an_earlier_life_is_ended_first(home: Home) -> None:
 
 
 async def test_a_stranger_with_a_recycled_pid_is_left_alone(home: Home) -> None:
-    with subprocess.Popen(["/bin/sleep", "600"], start_new_session=True) as stranger:  # noqa: ASYNC220 (a stranger)
+    with subprocess.Popen(["/bin/sleep", "600"], start_new_session=True) as stranger:
         async with Supervisor(home, [shell(home, "a", "exec sleep 60")], Told()) as supervisor:
             await supervisor.start()
             record = read_json(home.record("a"))

@@ -4,13 +4,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
-from cortex_shared.bus import Bus, Mirror
+from cortex_shared.bus import Bus, Mirror, Msg
 from cortex_shared.contracts.events import Event
 from cortex_shared.contracts.observed import Reason
 from cortex_shared.errors import InvalidInput, Unavailable
 from cortex_shared.logs import get_logger
-from nats.aio.msg import Msg
-from redis.asyncio import Redis
+from cortex_shared.redis_connection import Redis
 
 from cortex_api.controllers.election import Election
 from cortex_api.controllers.hints import SUBJECT, Hint
@@ -19,7 +18,7 @@ from cortex_api.controllers.leader import Leadership
 from cortex_api.controllers.secrets import SecretsService
 from cortex_api.controllers.usage import UsageCounter
 from cortex_api.db.session import Database
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 from cortex_api.secrets import SecretBox
 
 _log = get_logger("controllers")

@@ -19,7 +19,7 @@ from cortex_api.controllers.models import ModelController
 from cortex_api.controllers.publish import Publisher
 from cortex_api.controllers.wanted import WantedRoutes
 from cortex_api.db.session import Database
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 
 _log = get_logger("controllers")
 

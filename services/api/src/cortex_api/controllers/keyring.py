@@ -5,7 +5,7 @@ from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.errors import Unavailable
 from cortex_shared.keyring import Keyring
 from cortex_shared.logs import get_logger
-from redis.asyncio import Redis
+from cortex_shared.redis_connection import Redis
 
 from cortex_api.controllers import repository
 from cortex_api.db.session import Database

@@ -19,7 +19,7 @@ from cortex_api.controllers.files import Files
 from cortex_api.controllers.publish import Publisher
 from cortex_api.controllers.rows import InstanceRow, ModelRow, NodeRow
 from cortex_api.db.session import Database
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 from cortex_api.placement import NodeFacts, node_facts
 
 _log = get_logger("controllers.models")

@@ -7,7 +7,7 @@ from cortex_api.db.tables import Instance, Model
 from cortex_api.engines import explain_exit
 from cortex_api.instances.schemas import InstanceBrief, InstanceOut
 from cortex_api.models.state import Replica
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 
 
 def phase_of(

@@ -8,10 +8,10 @@ from cortex_shared.contracts.keys import KEY_PREFIX, hash_key
 from cortex_shared.errors import Conflict, Forbidden, InvalidInput
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from cortex_api.audit import record
 from cortex_api.auth.principals import Principal
 from cortex_api.db.tables import ApiKey
-from cortex_api.events.audit import record
-from cortex_api.events.hints import Hints
+from cortex_api.hints import Hints
 from cortex_api.keys import repository
 from cortex_api.keys.schemas import KeyCreate, KeyCreated, KeyFields, KeyOut, KeyPatch
 

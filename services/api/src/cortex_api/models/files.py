@@ -10,7 +10,7 @@ from cortex_shared.errors import CortexError, InvalidInput, Unavailable
 
 from cortex_api.engines import engine_of
 from cortex_api.engines.base import ModelSpec, Slot
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 
 type FileFormat = Literal["gguf", "folder", "file"]
 

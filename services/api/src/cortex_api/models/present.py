@@ -8,12 +8,12 @@ from cortex_shared.errors import InvalidInput
 
 from cortex_api.db.tables import Instance, Model
 from cortex_api.engines.base import ModelSpec, container_name
-from cortex_api.events.hints import Hinted
+from cortex_api.hints import Hinted
 from cortex_api.instances.view import InstanceViews
 from cortex_api.models.flat import Document
 from cortex_api.models.repository import model_id, spec_of
 from cortex_api.models.state import ModelState, state_of
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
 
 
 class ModelViews:

@@ -7,10 +7,10 @@ from cortex_shared.clock import utc_now
 from cortex_shared.errors import Conflict, InvalidInput
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from cortex_api.audit import record
 from cortex_api.auth.principals import Principal
 from cortex_api.db.tables import Instance, Model
-from cortex_api.events.audit import record
-from cortex_api.events.hints import Hints
+from cortex_api.hints import Hints
 from cortex_api.instances import repository as instances_repository
 from cortex_api.models import repository
 from cortex_api.models.files import check_file

@@ -9,10 +9,10 @@ from cortex_shared.contracts.rpc import InspectReply, InspectRequest, node_rpc_s
 from cortex_shared.errors import Conflict, NotFound, Unavailable
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from cortex_api.audit import record
 from cortex_api.auth.principals import Principal
 from cortex_api.db.tables import Instance, Model, Node
-from cortex_api.events.audit import record
-from cortex_api.events.hints import Hints
+from cortex_api.hints import Hints
 from cortex_api.instances import repository as instances_repository
 from cortex_api.instances.view import InstanceViews
 from cortex_api.models import repository as models_repository

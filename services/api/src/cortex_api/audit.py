@@ -6,7 +6,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from cortex_api.auth.principals import Principal
 from cortex_api.db.tables import Audit
-from cortex_api.events.hints import Hints
+from cortex_api.hints import Hints
 
 
 def record(

@@ -9,8 +9,8 @@ from cortex_shared.contracts.events import Event
 from cortex_shared.contracts.observed import Reason
 
 from cortex_api.auth.principals import Principals
-from cortex_api.events.outbox import Outbox
-from cortex_api.nodes.observations import Observations
+from cortex_api.observations import Observations
+from cortex_api.outbox import Outbox
 
 
 class Hinted(Protocol):
