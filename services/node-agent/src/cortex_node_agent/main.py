@@ -2,13 +2,14 @@
 
 import importlib.metadata
 import socket
+from functools import partial
 from urllib.parse import urlsplit
 
 import anyio
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.contracts.commands import STREAM, node_subjects
 from cortex_shared.contracts.observed import Reason
-from cortex_shared.health import health_app
+from cortex_shared.health import Readiness, health_app
 from cortex_shared.ids import check_token, default_node_name
 from cortex_shared.logs import get_logger
 from cortex_shared.metrics import Metrics
@@ -29,7 +30,7 @@ from cortex_node_agent.programs import Programs
 from cortex_node_agent.rpc import Rpc
 from cortex_node_agent.saver import Saver
 from cortex_node_agent.secrets import SecretsClient
-from cortex_node_agent.settings import Settings, inherited_environment
+from cortex_node_agent.settings import AgentSettings, Settings, inherited_environment
 from cortex_node_agent.store import StateFolder
 from cortex_node_agent.telemetry import Telemetry
 from cortex_node_agent.timeline import Timeline
@@ -49,6 +50,14 @@ async def main(settings: Settings) -> None:
     state = StateFolder(told.state)
     lock = StateLock(told.state)
     lock.take()
+    try:
+        await _run(settings, node, address, state)
+    finally:
+        lock.release()
+
+
+async def _run(settings: Settings, node: str, address: str, state: StateFolder) -> None:
+    told = settings.agent
     bus = Bus(settings.nats, name=f"node-agent-{node}")
     mirror = Mirror(bus, STREAM, node_subjects(node))
     gpus = Gpus()
@@ -70,10 +79,8 @@ async def main(settings: Settings) -> None:
         if warnings.clear("state_not_saved") if reason is None else warnings.set(reason):
             reporter.changed()
 
+    saver, timeline = Saver(state, warn), Timeline(bus, node)
     inherited = inherited_environment()
-    programs = Programs(told.programs, inherited)
-    saver = Saver(state, warn)
-    timeline = Timeline(bus, node)
     runtime = ProcessRuntime(
         state,
         log_file_bytes_max=told.log_file_bytes_max,
@@ -88,7 +95,7 @@ async def main(settings: Settings) -> None:
         runtime=runtime,
         roots=roots,
         downloader=Downloader(roots.paths[0], told.hf_endpoint),
-        programs=programs,
+        programs=Programs(told.programs, inherited),
         ports=Ports(address, told.port_first, told.port_last),
         secrets=SecretsClient(bus, node, state),
         inherited_env=inherited,
@@ -97,50 +104,47 @@ async def main(settings: Settings) -> None:
         tell=timeline.tell,
     )
     agent = Agent(host, mirror, saver)
-    reporter.watch(instances=agent.observed, epochs=agent.epochs, programs=programs.observed)
+    reporter.watch(instances=agent.observed, epochs=agent.epochs, programs=host.programs.observed)
     telemetry = Telemetry(
         bus, facts, agent.instances, node=node, address=address, every_seconds=told.telemetry_seconds
     )
     rpc = Rpc(bus, node, agent, state, roots)
-    metrics = _metrics(agent)
+    _log.info("agent.started", node=node, address=address, state=str(told.state))
+    await serve(
+        health_app(_readiness(bus, reporter, told), _metrics(agent)),
+        [
+            bus.run,
+            mirror.run,
+            saver.run,
+            agent.run,
+            partial(reporter.run, agent.found),
+            telemetry.run,
+            timeline.run,
+            rpc.run,
+            partial(_discover, host.programs, reporter),
+            runtime.keep_spare,
+        ],
+        host=settings.http.host,
+        port=settings.http.port,
+        drain_seconds=settings.http.drain_seconds,
+    )
 
-    async def discover() -> None:
-        await programs.discover()
+
+async def _discover(programs: Programs, reporter: Reporter) -> None:
+    await programs.discover()
+    reporter.changed()
+    await anyio.sleep(_VERSIONS_AFTER_SECONDS)
+    if await programs.ask_versions():
         reporter.changed()
-        await anyio.sleep(_VERSIONS_AFTER_SECONDS)
-        if await programs.ask_versions():
-            reporter.changed()
 
-    async def report() -> None:
-        await reporter.run(agent.found)
 
+def _readiness(bus: Bus, reporter: Reporter, told: AgentSettings) -> Readiness:
     def readiness() -> dict[str, str | None]:
         last = reporter.last_put_at
         heard = last is not None and anyio.current_time() - last < _SILENT_BEATS * told.heartbeat_seconds
         return {"bus": None if bus.connected else "not connected", "report": None if heard else "not sent"}
 
-    _log.info("agent.started", node=node, address=address, state=str(told.state))
-    try:
-        await serve(
-            health_app(readiness, metrics),
-            [
-                bus.run,
-                mirror.run,
-                saver.run,
-                agent.run,
-                report,
-                telemetry.run,
-                timeline.run,
-                rpc.run,
-                discover,
-                runtime.keep_spare,
-            ],
-            host=settings.http.host,
-            port=settings.http.port,
-            drain_seconds=settings.http.drain_seconds,
-        )
-    finally:
-        lock.release()
+    return readiness
 
 
 def _metrics(agent: Agent) -> Metrics:

@@ -1,4 +1,6 @@
-"""Alembic's migrations, inside the package. `REVISIONS` names them in order, so that a start need not load
-Alembic to see that there is nothing to do."""
+"""Alembic's migrations, inside the package.
+
+`REVISIONS` names them in order, so that a start need not load Alembic to see that there is nothing to do.
+"""
 
 REVISIONS = ("0001",)
