@@ -56,10 +56,10 @@ def test_ctrl_c_at_any_moment_leaves_nothing_running(alone: System, moment: str)
         until(lambda: alone.home.exists(), 60, "the home")
     alone.interrupt()
     alone.until_nothing_runs()
-    # And nothing is broken by it.
-    alone.start()
-    assert alone.interrupt() == 0
-    alone.until_nothing_runs()
+    if moment in ("initdb", "services"):  # the moments that leave half-made things behind
+        alone.start()
+        assert alone.interrupt() == 0
+        alone.until_nothing_runs()
 
 
 @pytest.mark.slow
