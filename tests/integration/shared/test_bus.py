@@ -2,8 +2,10 @@
 
 import os
 import signal
+import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import anyio
 import pytest
@@ -53,6 +55,9 @@ def frozen(servers: ServersUnderTest, name: str) -> Generator[None]:
     """The server is stopped in its tracks: connections live, nobody answers."""
     pid = servers.pid(name)
     os.kill(pid, signal.SIGSTOP)
+    stopped = Path(f"/proc/{pid}/stat")
+    while stopped.read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.001)  # the signal only asks
     try:
         yield
     finally:

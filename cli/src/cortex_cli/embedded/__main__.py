@@ -17,9 +17,10 @@ import stat
 import sys
 from pathlib import Path
 
-from cortex_shared.errors import CortexError
+from cortex_shared.errors import Conflict, CortexError
 
 from cortex_cli.embedded.child import Event
+from cortex_cli.embedded.diagnose import PORT_TAKEN
 from cortex_cli.embedded.layout import Home
 from cortex_cli.embedded.lock import UpLock
 from cortex_cli.embedded.process import end_orphans
@@ -28,6 +29,7 @@ from cortex_cli.embedded.supervisor import Supervisor
 
 _USER = "cortex"
 _REPLACED_SECONDS_MAX = 60
+_PORT_ATTEMPTS_MAX = 5
 
 
 def main() -> int:
@@ -46,6 +48,19 @@ async def _serve(arguments: argparse.Namespace) -> None:
     home.create()
     lock = await UpLock(home.up_lock).acquire()
     await end_orphans(home.run)
+    _on_signal(lock)
+    with contextlib.suppress(asyncio.CancelledError):
+        # Test runs side by side look for a free port at the same moment: the loser chooses again.
+        for attempts_left in reversed(range(_PORT_ATTEMPTS_MAX)):
+            try:
+                await _run(home, arguments)
+            except Conflict as error:
+                if error.code != PORT_TAKEN or arguments.nats_port is not None or not attempts_left:
+                    raise
+    lock.release()
+
+
+async def _run(home: Home, arguments: argparse.Namespace) -> None:
     password = home.secret("nats")
     plain = f'authorization {{ user: "{_USER}", password: "{password}" }}'
     servers = Servers(
@@ -60,13 +75,10 @@ async def _serve(arguments: argparse.Namespace) -> None:
         "nats": servers.nats.url().replace("//", f"//{user}"),
         "redis": servers.redis.url(),
     }
-    _on_signal(lock)
-    with contextlib.suppress(asyncio.CancelledError):
-        async with Supervisor(home, await servers.children(), _tell) as supervisor:
-            await supervisor.start()
-            _say(urls | {"pids": _pids(supervisor)})
-            await _obey(servers, supervisor)
-    lock.release()
+    async with Supervisor(home, await servers.children(), _tell) as supervisor:
+        await supervisor.start()
+        _say(urls | {"pids": _pids(supervisor)})
+        await _obey(servers, supervisor)
 
 
 def _on_signal(lock: UpLock) -> None:

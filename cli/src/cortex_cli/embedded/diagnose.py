@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cortex_shared.errors import Conflict, CortexError, Forbidden, Unavailable
 
+PORT_TAKEN = "embedded.port_taken"
 _DISK_FULL = ("no space left on device", "disk quota exceeded")
 _PORT_TAKEN = ("address already in use",)
 _FORBIDDEN = ("permission denied", "operation not permitted")
@@ -26,7 +27,7 @@ def start_failure(name: str, reason: str, words: Sequence[str], log: Path) -> Co
     if any(sign in text for sign in _PORT_TAKEN):
         return Conflict(
             f"{name} cannot start: its port is taken by another program.{quote}",
-            code="embedded.port_taken",
+            code=PORT_TAKEN,
             field="port",
             remedy="Stop the other program, or choose another port.",
         )

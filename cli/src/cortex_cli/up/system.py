@@ -8,9 +8,10 @@ import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from cortex_shared.errors import CortexError, Unavailable
+from cortex_shared.errors import Conflict, CortexError, Unavailable
 
 from cortex_cli.access import Access, read_access
+from cortex_cli.embedded.diagnose import PORT_TAKEN
 from cortex_cli.embedded.layout import Home
 from cortex_cli.embedded.lock import UpLock
 from cortex_cli.embedded.process import end_orphans
@@ -28,6 +29,7 @@ from cortex_cli.up.services import Services
 
 _READY_SECONDS_MAX = 120.0
 _LOOK_SECONDS = 0.03
+_PORT_ATTEMPTS_MAX = 3
 _DRAIN_SECONDS_MAX = 120.0
 """So long an `up` waits for an earlier one that is stopping its models."""
 
@@ -103,13 +105,22 @@ class Up:
             self.console.opening(self.home.path)
             self.when_up()
             await end_orphans(self.home.run)
-            where = addresses.choose(self.home, self.listen, self.ports)
-            for text in where.moved:
-                self.console.say(f"  {text}")
-            await self._run_system(where)
+            await self._run_on_free_ports()
         finally:
             self._lock = None
             lock.release()
+
+    async def _run_on_free_ports(self) -> None:
+        """A port that was free a moment ago may be taken by now: a default one is chosen again."""
+        for attempts_left in reversed(range(_PORT_ATTEMPTS_MAX)):
+            where = addresses.choose(self.home, self.listen, self.ports)
+            for text in where.moved:
+                self.console.say(f"  {text}")
+            try:
+                return await self._run_system(where)
+            except Conflict as error:
+                if error.code != PORT_TAKEN or not attempts_left:
+                    raise
 
     async def _run_system(self, where: Addresses) -> None:
         node = identity.node_name(self.home)
