@@ -14,7 +14,7 @@ from tests.summary import count
 
 # Tests of these tiers mostly wait for other processes, so several at once are quicker also on two cores; a
 # file's tests stay together, for they share servers. The others measure themselves against deadlines.
-PARALLEL = {"unit": 2, "integration": 4, "e2e": 2}
+PARALLEL = {"unit": 2, "integration": 4}
 TIERS = ("unit", "contract", "integration", "e2e", "chaos")
 _NO_TESTS = 5
 """pytest's exit status when it collected none."""
