@@ -34,11 +34,12 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 @dataclass
 class System:
-    """One home; `start` and `interrupt` are `cortex up` and Ctrl-C."""
+    """One home; `start` and `interrupt` are `cortex up` and Ctrl-C. `variables`: what its commands see more."""
 
     home: Path
     ports: tuple[int, int] = field(default_factory=lambda: (free_port(), free_port()))
     process: subprocess.Popen[bytes] | None = None
+    variables: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def output(self) -> str:
@@ -54,7 +55,7 @@ class System:
     def environment(self) -> dict[str, str]:
         """For a command in this home."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
-        return kept | {"CORTEX_HOME": str(self.home)}
+        return kept | self.variables | {"CORTEX_HOME": str(self.home)}
 
     def cortex(
         self, *words: str, status: int | None = 0, seconds: float = 90

@@ -1,0 +1,1 @@
+"""Cortex with a real vLLM, as it is built for processors: what only the real engine can prove."""
