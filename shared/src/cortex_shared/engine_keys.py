@@ -1,9 +1,18 @@
-"""The key that an engine demands of the gateway, derived from one fleet secret and stored nowhere."""
+"""What derives from the fleet secret and is stored nowhere else: keys of engines, and who this fleet is."""
 
 import hashlib
 import hmac
 
 ENGINE_KEY = "engine_key"
+
+
+def fleet_id(fleet_secret: str) -> str:
+    """The id of the fleet that has this secret.
+
+    Derived, so that a database that came back empty is of the same fleet as the engines that still run.
+    """
+    digest = hmac.new(fleet_secret.encode(), b"cortex-fleet", hashlib.sha256)
+    return f"fleet-{digest.hexdigest()[:16]}"
 
 
 def engine_key(fleet_secret: str, instance: str) -> str:

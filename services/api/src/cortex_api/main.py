@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.bus.connection import new_process_name
 from cortex_shared.contracts import observed, verdicts
+from cortex_shared.engine_keys import fleet_id
 from cortex_shared.errors import InvalidInput
 from cortex_shared.metrics import Metrics
 from cortex_shared.nats_auth import Authority
@@ -106,12 +107,13 @@ async def main(settings: Settings) -> None:
 def preparing(settings: Settings) -> Callable[[AsyncEngine], Awaitable[None]]:
     """What makes a database usable: its tables, the fleet, a first admin key (printed once)."""
     token = settings.bootstrap_token.get_secret_value() if settings.bootstrap_token else None
+    fleet = fleet_id(settings.engine_secret.get_secret_value())
 
     async def prepare(engine: AsyncEngine) -> None:
         async with engine.begin() as connection:
             await migrate(connection)
             async with AsyncSession(bind=connection, join_transaction_mode="create_savepoint") as session:
-                made = await bootstrap(session, token)
+                made = await bootstrap(session, token, fleet)
                 await session.commit()
         if made is not None:
             sys.stdout.write(f"The admin key, shown this once: {made}\n")

@@ -5,8 +5,9 @@ from typing import Any
 
 import anyio
 from cortex_shared.bus import Bus, Mirror, Msg
+from cortex_shared.contracts.commands import Stop, command_subject
 from cortex_shared.contracts.events import Event
-from cortex_shared.contracts.observed import Reason
+from cortex_shared.contracts.observed import InstanceObserved, Reason
 from cortex_shared.errors import InvalidInput, Unavailable
 from cortex_shared.logs import get_logger
 from cortex_shared.redis_connection import Redis
@@ -86,6 +87,22 @@ class Controllers:
         elif len(self._to_tell) < _HINTS_MAX:
             self._to_tell.add(model_id)
             self._told.set()
+
+    async def end_unplaced(self, node: str, found: InstanceObserved) -> None:
+        """Stop an engine that no row knows, of whatever fleet; raises Unavailable.
+
+        No controller writes this subject, so no sequence is expected of it.
+        """
+        stop = Stop(
+            fleet=found.fleet,
+            node=node,
+            instance=found.instance,
+            generation=found.generation + 1,
+            reason="an administrator said so",
+        )
+        await self._bus.append(command_subject(node, found.instance), stop)
+        if self._election is not None:
+            self._election.node_changed(node)
 
     def hint_keys(self) -> None:
         """Look at the keys; returns at once."""

@@ -1,5 +1,6 @@
 """decide(): from what is wanted, what is placed and what is observed to what must change. Pure."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -7,13 +8,18 @@ from cortex_shared.contracts.base import content_hash
 from cortex_shared.contracts.observed import InstanceObserved, Reason
 from cortex_shared.contracts.plan import Plan
 from cortex_shared.errors import InvalidInput
+from cortex_shared.ids import TOKEN_PATTERN
 
+from cortex_api.controllers.orphans import is_of
 from cortex_api.controllers.rows import InstanceRow, ModelRow
 from cortex_api.engines import Engine, Slot, engine_of
 from cortex_api.placement import NodeFacts, Placed, place
 
 _ALIVE = frozenset({"placed", "fetching", "starting", "loading", "ready", "stuck", "unready"})
 _ORDINALS_MAX = 64
+# Far below what a column of type integer holds: whatever a node claims, there is room above it.
+_GENERATION_MAX = 2**30
+_TEXT_MAX = 256
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class _Work:
             seen = max(seen, found[1].generation)
         if (command := self.view.streamed.get(row.id)) is not None and command.node == row.node:
             seen = max(seen, command.generation)
-        return seen
+        return min(seen, _GENERATION_MAX)
 
     def stop(self, row: InstanceRow) -> None:
         self.rows[row.id] = replace(row, desired="stop", generation=self.seen_generation(row) + 1)
@@ -158,6 +164,8 @@ class _Work:
         """Take in engines of this fleet that run for this model and that no row knows."""
         for instance, (node, found) in sorted(self.view.observed.items()):
             if instance in self.rows or instance in self.before or found.phase not in _ALIVE:
+                continue
+            if not is_of(self.model, found) or not _is_sane(found):
                 continue
             if len(self.running()) >= self.wanted or node in self.view.lost:
                 continue
@@ -336,6 +344,16 @@ class _Work:
             delete_model=self.model.deleting and not self.rows,
             problem=self.problem,
         )
+
+
+def _is_sane(found: InstanceObserved) -> bool:
+    """Whether what a node says of an instance could be a row: its word is not to be taken for granted."""
+    texts = (found.plan_hash, *found.gpus)
+    return (
+        re.fullmatch(TOKEN_PATTERN, found.instance) is not None
+        and 1 <= found.generation <= _GENERATION_MAX
+        and not any("\0" in text or len(text) > _TEXT_MAX for text in texts)
+    )
 
 
 def _slot(engine: Engine, facts: NodeFacts | None, gpus: tuple[str, ...], ordinal: int) -> Slot:

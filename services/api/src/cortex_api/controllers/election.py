@@ -1,6 +1,6 @@
 """Election: everything that works while this process is the elected controller; made anew each time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import anyio
 from cortex_shared.bus import Bus, Mirror
@@ -26,6 +26,8 @@ _log = get_logger("controllers")
 _SWEEP_SECONDS = 30.0
 _RETRY_SECONDS = 0.5
 _WORKERS_MAX = 4
+# A node could claim any id; there is to be room above.
+_RESERVED_MAX = 2**30
 _ALL = "all"
 
 type _Signature = tuple[object, ...]
@@ -48,7 +50,7 @@ class Election:
         self._desired = Desired()
         publisher = Publisher(bus, database, self._commands, self._desired, observations.node)
         self._publisher = publisher
-        self._wanted = WantedRoutes(bus, database, self._wanted_mirror, self._desired)
+        self._wanted = WantedRoutes(bus, database, self._wanted_mirror, self._desired, self._orphans)
         self._models = ModelController(
             database,
             observations,
@@ -63,6 +65,8 @@ class Election:
         self._wanted_loop: Loop[str] = Loop(self._wanted.look, workers_max=1)
         self._settle_loop: Loop[str] = Loop(self._settle, workers_max=1)
         self._signatures: dict[str, _Signature] = {}
+        self._orphans_on: dict[str, list[str]] = {}
+        self._reserved = 0
         self._commands.on_change(self._command_changed)
         self._wanted_mirror.on_change(self._wanted_changed)
 
@@ -76,6 +80,7 @@ class Election:
             await self._load()
             await self._commands.wait_synced()
             await self._wanted_mirror.wait_synced()
+            await self._reserve_routed_ids()
             for loop in (self._model_loop, self._publish_loop, self._wanted_loop, self._settle_loop):
                 group.start_soon(loop.run)
             _log.info("controllers.acting", fleet=self._desired.fleet, models=len(self._desired.models))
@@ -105,8 +110,9 @@ class Election:
             self._signatures[node] = signature
             if not self._publisher.settled(node):
                 self._settle_loop.hint(node)
-            elif before is None or before[0] != signature[0]:
+            else:
                 self._publish_loop.hint(node)
+                self._orphans_changed(observed)
             for model_id in self._models_of(observed):
                 self._model_loop.hint(model_id)
             if before is None or before[1] != signature[1]:
@@ -123,6 +129,21 @@ class Election:
         for model_id in self._models.problems:
             self._model_loop.hint(model_id)
 
+    def _orphans_changed(self, observed: NodeObserved) -> None:
+        """Say so, and look at the routes that go to them."""
+        orphans = [found.instance for found in self._publisher.orphans(observed)]
+        if orphans != self._orphans_on.get(observed.node, []):
+            _log.warning("node.orphans", node=observed.node, instances=orphans)
+            self._orphans_on[observed.node] = orphans
+            self._wanted_loop.hint(_ALL)
+
+    def _orphans(self) -> set[str]:
+        """Ids of all orphans. Raises Unavailable while it is not known what nodes run."""
+        if not self._observations.synced:
+            raise Unavailable("what nodes run has not been read yet", code="bus.not_synced")
+        nodes = self._observations.nodes().values()
+        return {found.instance for node in nodes for found in self._publisher.orphans(node)}
+
     def _models_of(self, observed: NodeObserved) -> set[int]:
         ours = {found.model_id for found in observed.instances if found.fleet == self._desired.fleet}
         return ours | self._desired.models_on(observed.node)
@@ -135,6 +156,7 @@ class Election:
         if node not in self._models.nodes:
             async with self._database.transaction() as session:
                 await repository.heard_of(session, [node])
+        await self._reserve_ids(self._models_of(observed))
         for model_id in sorted(self._models_of(observed)):
             while (await self._models.look(model_id)) is not None:
                 if model_id in self._models.problems:
@@ -142,15 +164,16 @@ class Election:
                 await anyio.sleep(0.05)
         self._publisher.settle(node)
         self._publish_loop.hint(node)
-        orphans = [
-            found.instance
-            for found in observed.instances
-            if found.fleet == self._desired.fleet
-            and found.instance not in {row.id for row in self._desired.rows_on(node)}
-        ]
-        if orphans:
-            _log.warning("node.orphans", node=node, instances=orphans)
+        self._orphans_changed(observed)
         return None
+
+    async def _reserve_ids(self, seen: Iterable[int]) -> None:
+        """Give no new model the id of one that a lost database knew, and of which something is left."""
+        highest = max((ident for ident in seen if ident <= _RESERVED_MAX), default=0)
+        if highest > self._reserved:
+            async with self._database.transaction() as session:
+                await repository.reserve_model_ids(session, highest)
+            self._reserved = highest
 
     def _rows_changed(self, nodes: set[str]) -> None:
         for node in nodes:
@@ -188,6 +211,15 @@ class Election:
         for model_id in wanting:
             self._model_loop.hint(model_id)
         self._hint_all()
+
+    async def _reserve_routed_ids(self) -> None:
+        while True:
+            try:
+                await self._reserve_ids(int(key) for key in self._wanted_mirror.entries if key.isdecimal())
+                return
+            except Unavailable as error:
+                _log.warning("controllers.wait", error=error.message)
+                await anyio.sleep(_RETRY_SECONDS)
 
     async def _load(self) -> None:
         while True:

@@ -115,11 +115,11 @@ class ModelController:
             self.problems[model.id] = decision.problem
         if decision.changes:
             self._applied(model, rows, decision, epoch)
-            if any(new.desired == "stop" and new.node in view.lost for _, new in decision.update):
-                # Nobody will confirm this stop: the row goes once the command is out.
-                return Again(_STOPPED_SECONDS)
         else:
             self._changed({row.node for row in rows})
+        if any(row.desired == "stop" and row.node in view.lost for row in self._desired.rows_of(model.id)):
+            # Nobody will confirm this stop: the row goes once the command is out.
+            return Again(_STOPPED_SECONDS)
         if not model.running and not self._desired.rows_of(model.id):
             self._desired.models.pop(model.id, None)
             if model.spec is not None and not model.deleting:
@@ -193,8 +193,8 @@ class ModelController:
         if row.desired != "stop":
             return False
         if row.node in lost:
-            # When it comes back, its manifest does not list the instance, which ends it.
-            return True
+            # When it comes back, the Stop that is out by now ends it, and its manifest does not list it.
+            return self._publisher.is_told_to_stop(row)
         found = observed.get(row.id)
         if found is not None:
             return found[1].phase == "stopped" and found[1].generation >= row.generation

@@ -6,7 +6,7 @@ from cortex_shared.bus import Bus, Entry, Mirror
 from cortex_shared.contracts import commands
 from cortex_shared.contracts.base import Message
 from cortex_shared.contracts.commands import Manifest, ManifestEntry, Start, Stop
-from cortex_shared.contracts.observed import NodeObserved
+from cortex_shared.contracts.observed import InstanceObserved, NodeObserved
 from cortex_shared.errors import Conflict, InvalidInput, Unavailable
 from cortex_shared.logs import get_logger
 from cortex_shared.reconcile import Again
@@ -14,6 +14,7 @@ from cortex_shared.reconcile import Again
 from cortex_api.controllers import repository
 from cortex_api.controllers.decide import Streamed
 from cortex_api.controllers.desired import Desired
+from cortex_api.controllers.orphans import orphans_on
 from cortex_api.controllers.rows import InstanceRow
 from cortex_api.db.session import Database
 
@@ -89,6 +90,19 @@ class Publisher:
             return False
         return observed.manifest_epochs.get(self._desired.fleet, 0) >= manifest.epoch
 
+    def orphans(self, observed: NodeObserved) -> list[InstanceObserved]:
+        """What runs on a node though no row knows it, and nobody stopped it."""
+        return orphans_on(observed, self._desired, self._is_let_go)
+
+    def is_told_to_stop(self, row: InstanceRow) -> bool:
+        """Whether a Stop for this row is in the stream."""
+        command = self.streamed_for([row], {}).get(row.id)
+        return command is not None and command.plan is None and command.generation >= row.generation
+
+    def _is_let_go(self, node: str, found: InstanceObserved) -> bool:
+        command = self.streamed_for([], {found.instance: node}).get(found.instance)
+        return command is not None and command.plan is None and command.generation > found.generation
+
     async def _command(self, row: InstanceRow) -> None:
         subject = commands.command_subject(row.node, row.id)
         entry = self._mirror.entries.get(subject)
@@ -108,8 +122,11 @@ class Publisher:
         if observed is None:
             return
         fleet = self._desired.fleet
+        generations = {row.id: row.generation for row in rows if row.desired == "run"}
+        orphans = {found.instance: found.generation for found in self.orphans(observed)}
         listed = [
-            ManifestEntry(instance=row.id, generation=row.generation) for row in rows if row.desired == "run"
+            ManifestEntry(instance=instance, generation=generation)
+            for instance, generation in sorted({**orphans, **generations}.items())
         ]
         subject = commands.manifest_subject(node)
         entry = self._mirror.entries.get(subject)
@@ -117,7 +134,7 @@ class Publisher:
         told = current if isinstance(current, Manifest) and current.fleet == fleet else None
         seen = observed.manifest_epochs.get(fleet, 0)
         if told is not None and told.instances == listed and told.epoch >= seen:
-            await self._purge(node, {row.id for row in rows})
+            await self._purge(observed, {*orphans, *(row.id for row in rows)})
             return
         floor = max(seen, told.epoch if told is not None else 0)
         if self._desired.manifest_epoch <= floor:
@@ -126,16 +143,22 @@ class Publisher:
             self._desired.raise_epoch(epoch)
         manifest = Manifest(fleet=fleet, node=node, epoch=self._desired.manifest_epoch, instances=listed)
         await self._append(subject, manifest, entry)
-        await self._purge(node, {row.id for row in rows})
+        await self._purge(observed, {*orphans, *(row.id for row in rows)})
 
-    async def _purge(self, node: str, known: set[str]) -> None:
-        """Remove commands of this fleet for instances that no row knows; the manifest is out already."""
-        prefix = commands.command_subject(node, "")
+    async def _purge(self, observed: NodeObserved, known: set[str]) -> None:
+        """Remove commands of this fleet for instances that nobody knows; the manifest is out already.
+
+        A Stop stays for as long as its instance is seen: a node that was given up may come back with it.
+        """
+        seen = {found.instance for found in observed.instances if found.phase != "stopped"}
+        prefix = commands.command_subject(observed.node, "")
         for subject, entry in list(self._mirror.entries.items()):
             instance = subject.removeprefix(prefix)
             if instance == subject or instance == commands.MANIFEST or instance in known:
                 continue
             command = _decode(entry)
+            if isinstance(command, Stop) and instance in seen:
+                continue
             if isinstance(command, (Start, Stop)) and command.fleet == self._desired.fleet:
                 await self._bus.purge(commands.STREAM, subject)
                 # A purge is told to nobody, so the mirror would keep it for ever.

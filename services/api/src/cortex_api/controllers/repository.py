@@ -8,7 +8,7 @@ from cortex_shared.contracts.observed import Reason
 from cortex_shared.contracts.plan import Plan
 from cortex_shared.contracts.usage import RequestUsage
 from cortex_shared.errors import InvalidInput, Unavailable
-from sqlalchemy import ColumnElement, delete, func, insert, or_, update
+from sqlalchemy import ColumnElement, delete, func, insert, or_, text, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -17,6 +17,9 @@ from cortex_api.controllers.decide import Decision
 from cortex_api.controllers.rows import FleetRow, InstanceRow, ModelRow, NodeRow
 from cortex_api.db.tables import Fleet, Instance, Model, Node, Usage
 from cortex_api.models.repository import spec_of
+
+# What a column of type integer holds.
+INTEGER_MAX = 2**31 - 1
 
 
 async def fleet(session: AsyncSession) -> FleetRow:
@@ -105,6 +108,15 @@ async def raise_routes_epoch(session: AsyncSession, seen: int) -> int:
     return int((await session.exec(statement)).scalar_one())
 
 
+async def reserve_model_ids(session: AsyncSession, highest: int) -> None:
+    """Let the ids of models that are created from now on be above this one."""
+    raise_ = text(
+        "SELECT setval('models_id_seq', :highest) FROM models_id_seq"
+        " WHERE last_value < :highest OR (last_value = :highest AND NOT is_called)"
+    )
+    await (await session.connection()).execute(raise_, {"highest": highest})
+
+
 async def raise_keyring_version(session: AsyncSession, seen: int) -> None:
     """A keyring version above the fleet's and above one that Redis had."""
     highest = func.greatest(col(Fleet.keyring_version), seen)
@@ -141,8 +153,19 @@ async def secrets_of(session: AsyncSession, instance: str, node: str) -> tuple[P
 
 async def count_usage(session: AsyncSession, gateway: str, records: Sequence[RequestUsage]) -> None:
     """Insert records that are not there yet; the request id makes it exact."""
-    rows = [{**record.model_dump(), "gateway": gateway} for record in records]
+    rows = [_fitting({**record.model_dump(), "gateway": gateway}) for record in records]
     await session.exec(upsert(Usage).on_conflict_do_nothing(index_elements=["request_id"]), params=rows)
+
+
+def _fitting(row: dict[str, Any]) -> dict[str, Any]:
+    """A row as Postgres takes it: what an engine or a client said of itself must not lose the request."""
+    fitting = dict(row)
+    for name, value in row.items():
+        if isinstance(value, str):
+            fitting[name] = value.replace("\0", "")
+        elif isinstance(value, int) and not isinstance(value, bool):
+            fitting[name] = max(-INTEGER_MAX, min(INTEGER_MAX, value))
+    return fitting
 
 
 async def _next_epoch(session: AsyncSession) -> int:

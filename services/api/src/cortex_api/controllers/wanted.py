@@ -1,5 +1,7 @@
 """WantedRoutes: projects running models into the bucket from which the monitor makes routes."""
 
+from collections.abc import Callable
+
 from cortex_shared.bus import Bus, Entry, Mirror
 from cortex_shared.bus.streams import bucket_stream, bucket_subject
 from cortex_shared.contracts.base import Message
@@ -19,7 +21,16 @@ _CONFLICT_SECONDS = 0.5
 class WantedRoutes:
     """Works during one election, by comparison with a mirror of the bucket."""
 
-    def __init__(self, bus: Bus, database: Database, mirror: Mirror, desired: Desired) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        database: Database,
+        mirror: Mirror,
+        desired: Desired,
+        orphans: Callable[[], set[str]],
+    ) -> None:
+        """`orphans`: ids of instances that run though no row knows them; raises Unavailable."""
+        self._orphans = orphans
         self._bus = bus
         self._database = database
         self._mirror = mirror
@@ -39,7 +50,7 @@ class WantedRoutes:
             str(model.id)
             for model in self._desired.models.values()
             if model.running and model.spec is None and str(model.id) in self._mirror.entries
-        }
+        } | self._of_orphans()
         try:
             for key, route in routes.items():
                 await self._put(key, route)
@@ -47,6 +58,18 @@ class WantedRoutes:
         except Conflict:
             return Again(_CONFLICT_SECONDS)
         return None
+
+    def _of_orphans(self) -> set[str]:
+        """Keys of models that no row knows, but whose engines run: nobody stopped them."""
+        unknown = {
+            key: entry
+            for key, entry in self._mirror.entries.items()
+            if key.isdecimal() and int(key) not in self._desired.models
+        }
+        if not unknown:
+            return set()
+        orphans = self._orphans()
+        return {key for key, entry in unknown.items() if not orphans.isdisjoint(_instances(entry))}
 
     async def _manifest(self, models: list[int]) -> None:
         fleet = self._desired.fleet
@@ -80,6 +103,13 @@ class WantedRoutes:
         known = self._mirror.entries.get(key)
         if known is None or known.sequence < sequence:
             self._mirror.entries[key] = Entry(data, sequence)
+
+
+def _instances(entry: Entry) -> list[str]:
+    try:
+        return RouteWanted.decode(entry.data).instances or []
+    except InvalidInput:
+        return []
 
 
 def route_wanted(model: ModelRow, rows: tuple[InstanceRow, ...]) -> RouteWanted:

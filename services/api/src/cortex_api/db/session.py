@@ -26,9 +26,10 @@ _COMMAND_SECONDS = 15.0
 _LOOK_SECONDS = 5.0
 _RETRY_SECONDS = (0.1, 1.0)
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: a table or column is missing, the
-# connection failed, the server is going down, has no room, or a lock or a statement took too long.
+# connection failed, two transactions stood in each other's way, the server is going down, has no room, or a
+# lock or a statement took too long.
 _MISSING = frozenset({"42P01", "42703", "3D000", "3F000"})
-_NOT_NOW = ("08", "53", "55P03", "57")
+_NOT_NOW = ("08", "40", "53", "55P03", "57")
 
 
 def create_engine(url: str) -> AsyncEngine:
@@ -144,6 +145,8 @@ class Database:
                 raise self._unavailable(_first_line(error)) from error
             raise
         except (OSError, TimeoutError, PoolTimeoutError, asyncpg.InterfaceError) as error:
+            if _is_bad_value(error):
+                raise
             self._look_now.set()
             raise self._unavailable(_first_line(error)) from error
 
@@ -169,11 +172,21 @@ def _sqlstate(error: BaseException) -> str:
 def _is_not_now(error: Exception, state: str) -> bool:
     if state:
         return state.startswith(_NOT_NOW) or state == "28P01"
-    if isinstance(error, ProgrammingError):
+    if isinstance(error, ProgrammingError) or _is_bad_value(error):
         return False
     return isinstance(error, (OperationalError, InterfaceError)) or getattr(
         error, "connection_invalidated", False
     )
+
+
+def _is_bad_value(error: BaseException) -> bool:
+    """Whether a value does not fit its column; asyncpg finds out itself, and says InterfaceError."""
+    at: Any = error
+    while at is not None:
+        if isinstance(at, ValueError):
+            return True
+        at = getattr(at, "orig", None) or at.__cause__
+    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from cortex_shared.contracts.observed import Exit, Reason
 
+_QUOTED_CHARACTERS_MAX = 240
+
 
 @dataclass(frozen=True, slots=True)
 class Cause:
     """A pattern in the log that shows a cause.
 
-    `message` may use the pattern's named groups; `what` and `what2` are two places for one name.
+    `message` and `remedy` may use the pattern's named groups; `what` and `what2` are two places for one name.
     """
 
     pattern: re.Pattern[str]
@@ -60,20 +62,43 @@ _COMMON = (
 )
 
 
-def diagnose(exit_: Exit, causes: Iterable[Cause]) -> Reason | None:
-    """The first cause that the log shows, the engine's own before common ones; else what the exit says."""
+def diagnose(
+    exit_: Exit,
+    causes: Iterable[Cause],
+    *,
+    noise: re.Pattern[str] | None = None,
+    unknown: Cause | None = None,
+) -> Reason | None:
+    """The first cause that the log shows, the engine's own before common ones; else what the exit says.
+
+    Lines that match `noise` are not read; `unknown` is the cause where there is no other.
+    """
     if exit_.oom_killed:
         return _OUT_OF_MEMORY
+    lines = [line for line in exit_.last_lines if noise is None or not noise.search(line)]
     # Engines print the cause first and its consequences after it, so earlier lines win within one cause,
     # and the order of causes decides between causes.
     for known in (*causes, *_COMMON):
-        for line in exit_.last_lines:
-            if found := known.pattern.search(line):
-                groups: dict[str, str] = {}
-                for name, value in found.groupdict().items():
-                    groups[name.rstrip("2")] = value or groups.get(name.rstrip("2"), "?")
-                return Reason(code=known.code, message=known.message.format_map(groups), remedy=known.remedy)
-    return _by_signal(exit_)
+        if reason := _shown(known, lines):
+            return reason
+    return _by_signal(exit_) or (_shown(unknown, lines) if unknown else None)
+
+
+def _shown(known: Cause, lines: Iterable[str]) -> Reason | None:
+    for line in lines:
+        if found := known.pattern.search(line):
+            groups: dict[str, str] = {}
+            for name, value in found.groupdict().items():
+                groups[name.rstrip("2")] = _short(value) or groups.get(name.rstrip("2"), "?")
+            message, remedy = known.message.format_map(groups), known.remedy.format_map(groups)
+            return Reason(code=known.code, message=message, remedy=remedy)
+    return None
+
+
+def _short(text: str | None) -> str | None:
+    if text is None or len(text) <= _QUOTED_CHARACTERS_MAX:
+        return text
+    return f"{text[: _QUOTED_CHARACTERS_MAX - 1]}…"
 
 
 _OUT_OF_MEMORY = Reason(

@@ -24,7 +24,9 @@ def phase_of(
             return "stopping", lost if node_lost else None
         return "placed", lost if node_lost else None
     phase, reason = observed.phase, observed.reason
-    if phase == "failed" and observed.last_exit is not None:
+    # Of a failure for another reason (a file that has gone, a start that took too long) the last end, which
+    # may be an older one, says nothing.
+    if phase == "failed" and observed.last_exit is not None and (reason is None or reason.code == "exited"):
         reason = explain_exit(engine_type, observed.last_exit) or reason
     if row.desired == "stop" and phase not in ("stopped", "failed"):
         return "stopping", reason

@@ -1,7 +1,5 @@
 """The first start: who this fleet is, and a first admin key."""
 
-import secrets
-
 from sqlmodel import select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -11,14 +9,14 @@ from cortex_api.keys.schemas import KeyFields
 from cortex_api.keys.service import new_key, row_of
 
 
-async def bootstrap(session: AsyncSession, token: str | None) -> str | None:
+async def bootstrap(session: AsyncSession, token: str | None, fleet: str) -> str | None:
     """Make what is missing; the caller holds the lock under which databases are prepared.
 
     Returns the admin key if a random one was made, to be shown once. `token` becomes the admin key if there
-    is none, also when a key that was it has been revoked.
+    is none, also when a key that was it has been revoked. `fleet` becomes the id of a fleet that has none.
     """
     if (await session.exec(select(Fleet.id))).one_or_none() is None:
-        session.add(Fleet(fleet=f"fleet-{secrets.token_hex(8)}"))
+        session.add(Fleet(fleet=fleet))
         await session.flush()
     if await repository.usable_admins(session):
         return None

@@ -9,7 +9,7 @@ from cortex_api.engines.base import EngineSettings, Estimate, ModelSpec, Slot
 from cortex_api.engines.diagnosis import diagnose
 from cortex_api.engines.vllm import memory
 from cortex_api.engines.vllm import plan as plans
-from cortex_api.engines.vllm.causes import CAUSES
+from cortex_api.engines.vllm.causes import CAUSES, NOISE, UNKNOWN
 from cortex_api.engines.vllm.settings import VllmSettings
 
 __all__ = ["Vllm", "VllmSettings"]
@@ -48,7 +48,7 @@ class Vllm:
 
     def diagnose(self, exit_: Exit) -> Reason | None:
         """Why it ended."""
-        return diagnose(exit_, CAUSES)
+        return diagnose(exit_, CAUSES, noise=NOISE, unknown=UNKNOWN)
 
     def context_length(self, spec: ModelSpec) -> int | None:
         """Tokens of one request."""

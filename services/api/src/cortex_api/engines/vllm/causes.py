@@ -1,6 +1,11 @@
 """What vLLM's last words mean."""
 
+import re
+
 from cortex_api.engines.diagnosis import cause
+
+# vLLM tells all its settings, and what might go wrong, in lines of these levels; a cause is in none of them.
+NOISE = re.compile(r"\b(?:DEBUG|INFO|WARNING) \d\d-\d\d \d\d:\d\d")
 
 CAUSES = (
     cause(
@@ -10,6 +15,12 @@ CAUSES = (
         "if you trust it, set trust_remote_code to true and allow remote code on the node",
     ),
     cause(
+        r"KV cache is needed, which is larger than.*estimated maximum model length is (?P<tokens>\d+)",
+        "context_too_large",
+        "the KV cache has no room for one request of full length, only for about {tokens} tokens",
+        "lower max_model_len to that, or raise kv_cache_memory_bytes or gpu_memory_utilization",
+    ),
+    cause(
         r"No available memory for the cache blocks|KV cache is needed, which is larger than|max seq(?:uence)?"
         r"[_ ]len(?:gth)?.*larger than the maximum number of tokens",
         "context_too_large",
@@ -17,10 +28,24 @@ CAUSES = (
         "lower max_model_len, raise gpu_memory_utilization, or use more GPUs",
     ),
     cause(
+        r"user-specified max_model_len \((?P<asked>\d+)\) is greater than the derived max_model_len"
+        r" \((?:max_position_embeddings|\w+)=(?P<most>\d+)",
+        "context_too_large",
+        "max_model_len is {asked}, but the model was made for {most} tokens",
+        "lower max_model_len to {most}, or leave it out",
+    ),
+    cause(
         r"user-specified max_model_len .* is greater than",
         "context_too_large",
         "max_model_len is larger than the model can hold",
         "lower max_model_len to the model's own length",
+    ),
+    cause(
+        r"Available memory on node .*(?:less than desired CPU memory|less than requested memory for kv)",
+        "out_of_memory",
+        "the host has less free memory than vLLM is to take",
+        "lower kv_cache_memory_bytes (or gpu_memory_utilization, which is of the host's memory where there is"
+        " no GPU), or stop what else runs on the node",
     ),
     cause(
         r"free memory on device.*less than desired|less than desired GPU memory utilization",
@@ -39,6 +64,43 @@ CAUSES = (
         "unknown_argument",
         "vLLM does not know an argument of this model: {flag}",
         "remove it from extra_args, or use another engine version",
+    ),
+    cause(
+        r"Unknown quantization method:? (?P<method>[\w-]+)",
+        "unknown_quantization",
+        "vLLM does not know the quantization method {method}",
+        "leave quantization out, so that the model's own config decides; the log lists the methods",
+    ),
+    cause(
+        r"quantization method .*does not match the quantization method|Cannot find the config file for"
+        r" (?P<method>\w+)",
+        "wrong_quantization",
+        "the model's files are not quantized in the way that quantization says",
+        "leave quantization out, so that the model's own config decides",
+    ),
+    cause(
+        r"(?P<method>\w+) quantization is currently not supported|quantization .*not supported (?:on|for|by)",
+        "wrong_quantization",
+        "this quantization does not run on the node's hardware",
+        "use another quantization of the model, or another node",
+    ),
+    cause(
+        r"invalid (?P<what>tool call|reasoning) parser: (?P<parser>\S+)",
+        "unknown_parser",
+        "vLLM has no {what} parser {parser}",
+        "choose another tool_call_parser or reasoning_parser; the log lists them",
+    ),
+    cause(
+        r"chat template string \((?P<file>.+?)\) appears path-like",
+        "bad_template",
+        "there is no chat template {file} on the node",
+        "give the path of a Jinja file on the node, or the template itself, as chat_template",
+    ),
+    cause(
+        r"model type `?(?P<arch>[\w-]+)`? but Transformers does not recognize",
+        "unknown_architecture",
+        "this version of vLLM does not know models of the type {arch}",
+        "use a newer vLLM on the node, or another model",
     ),
     cause(
         r"Model architectures? \[?'?(?P<arch>\w+).*(?:not supported|failed to be inspected)",
@@ -66,14 +128,27 @@ CAUSES = (
         "set hf_token of an account that has accepted the model's licence",
     ),
     cause(
+        r"config file at '?(?P<file>[^']+)'? is not a valid JSON file",
+        "bad_file",
+        "{file} is no valid JSON",
+        "copy or download it again",
+    ),
+    cause(
+        r"start \(\d+\) \+ length \(\d+\) exceeds dimension size|size mismatch|shape mismatch|must match the"
+        r" size of tensor|There is no module or parameter named",
+        "bad_file",
+        "the weights do not fit the model's config.json",
+        "take both from the same source; copy or download them again",
+    ),
+    cause(
         r"(?:safetensors.*(?:header|invalid|incomplete))|SafetensorError|HeaderTooLarge|InvalidHeader",
         "bad_file",
         "a weights file is truncated or damaged",
         "copy or download it again",
     ),
     cause(
-        r"does not appear to have a file named|config\.json.*(?:not found|no such)|Invalid repository ID or"
-        r" local directory",
+        r"does not appear to have a file named|Cannot find any model weights"
+        r"|config\.json.*(?:not found|no such)|Invalid repository ID or local directory",
         "no_file",
         "the folder has no model that vLLM knows: config.json or weights are missing",
         "check local_path on the node",
@@ -96,4 +171,12 @@ CAUSES = (
         "CUDA failed: {what}",
         "check the driver with nvidia-smi; look at the node's kernel log for Xid messages",
     ),
+)
+
+# What the log says itself, where none of the causes is known: the first error is nearest to the cause.
+UNKNOWN = cause(
+    r"(?:^|[\s.])(?P<what>[A-Z]\w*(?:Error|Exception): .+)",
+    "engine_error",
+    "vLLM ended with {what}",
+    "see its log; search vLLM's issues for these words, or try another engine version",
 )

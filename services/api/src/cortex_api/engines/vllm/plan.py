@@ -17,6 +17,7 @@ from cortex_api.engines.base import (
     offline_env,
 )
 from cortex_api.engines.vllm.flags import CODE, FLAGS, OWNED, REFUSED
+from cortex_api.engines.vllm.memory import HOST_CACHE_BYTES
 from cortex_api.engines.vllm.settings import VllmSettings
 
 PROGRAM = "vllm"
@@ -93,6 +94,8 @@ def plan(spec: ModelSpec, slot: Slot) -> Plan:
         argv += ["--tensor-parallel-size", str(settings.tp_size)]
     if settings.pipeline_parallel_size > 1:
         argv += ["--pipeline-parallel-size", str(settings.pipeline_parallel_size)]
+    if not slot.gpus and settings.kv_cache_memory_bytes is None and settings.gpu_memory_utilization is None:
+        argv += ["--kv-cache-memory-bytes", str(HOST_CACHE_BYTES)]
     argv += render(FLAGS, settings)
     argv += [literal(argument) for argument in settings.extra_args]
     secrets = {"VLLM_API_KEY": ENGINE_KEY}
