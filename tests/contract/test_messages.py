@@ -9,6 +9,7 @@ from cortex_shared.contracts.base import Message
 from cortex_shared.contracts.commands import Manifest, Start, Stop, decode_command
 from cortex_shared.contracts.events import Event
 from cortex_shared.contracts.plan import Plan
+from cortex_shared.contracts.routes import RouteWanted, RoutingTable
 from cortex_shared.errors import InvalidInput
 
 from tests.contract.additive import breaks
@@ -146,3 +147,22 @@ def test_numbers_that_json_has_not_become_null() -> None:
         {"id": "e", "at": "2026-01-01T00:00:00Z", "kind": "k", "message": "", "data": {"x": float("inf")}}
     )
     assert json.loads(event.encode())["data"] == {"x": None}
+
+
+@pytest.mark.parametrize("field", ["engine", "task"])
+def test_a_kind_that_is_new_to_a_reader_costs_it_no_route(field: str) -> None:
+    known: dict[str, Any] = {
+        "model_id": 1,
+        "model": "m",
+        "served_model_name": "m",
+        "name": "m",
+        "task": "chat",
+        "engine": "vllm",
+        "created": 1,
+        field: "of a later version",
+    }
+    table = {"term": 1, "version": 1, "written_at": "2030-01-01T00:00:00Z", "routes": [known]}
+    read = RoutingTable.decode(json.dumps({"type": "cortex.routing_table.v1", **table}).encode())
+    assert getattr(read.routes[0], field) == "of a later version"
+    wanted = RouteWanted.decode(json.dumps({"type": "cortex.route_wanted.v1", **known}).encode())
+    assert getattr(wanted, field) == "of a later version"

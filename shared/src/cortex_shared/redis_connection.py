@@ -15,6 +15,7 @@ __all__ = ["Redis", "RedisError", "RedisHealth", "connect_redis", "follow_channe
 _log = get_logger("redis")
 
 _LOOK_SECONDS = 1.0
+_RETRY_SECONDS = (0.1, 1.0)
 _HEALTH_SECONDS = 5.0
 _HEALTH_RETRY_SECONDS = 1.0
 _ANSWER_SECONDS = 2.0
@@ -33,8 +34,11 @@ def unavailable(error: Exception) -> Unavailable:
 async def follow_channel(redis: Redis, channel: str, look: Callable[[], Awaitable[None]]) -> None:
     """Call `look` now, after every message on the channel, and once a second, until cancelled.
 
-    The message makes it quick, the second makes it certain. Redis being away is waited out.
+    The message makes it quick, the second makes it certain. Redis being away is waited out, between tries
+    for 0.1 s at first and for up to a second later.
     """
+    first, last = _RETRY_SECONDS
+    wait = first
     told = False
     while True:
         pubsub = redis.pubsub(ignore_subscribe_messages=True)
@@ -43,12 +47,14 @@ async def follow_channel(redis: Redis, channel: str, look: Callable[[], Awaitabl
             while True:
                 await look()
                 told = False
+                wait = first
                 await pubsub.get_message(timeout=_LOOK_SECONDS)
         except (RedisError, OSError, Unavailable, InvalidInput) as error:
             if not told:
                 _log.warning("redis.unreachable", channel=channel, error=str(error))
                 told = True
-            await anyio.sleep(0.25)
+            await anyio.sleep(wait)
+            wait = min(last, wait * 2)
         finally:
             with anyio.move_on_after(1, shield=True), suppress(RedisError, OSError):
                 await pubsub.aclose()

@@ -1,12 +1,16 @@
 """The gateway among real servers: routes and keys from Redis, usage to NATS, and both dying around it."""
 
+import asyncio
 import signal
 from collections.abc import AsyncGenerator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from cortex_gateway.meter import Meter, Record
+from cortex_gateway.settings import MeterSettings
 from cortex_shared.contracts.evidence import SUBJECTS, GatewayEvidence
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.contracts.routes import Route
@@ -192,3 +196,43 @@ async def test_sigterm_drains_and_cuts_with_an_error(
         await engine.until("aborted", 1)
         raw.close()
         idle.close()
+
+
+async def test_sigterm_lets_a_request_come_in_that_had_begun_to(
+    servers: ServersUnderTest, process: GatewayProcess
+) -> None:
+    async with Upstream(Reply(body=b"{}")) as engine:
+        await publish(servers.redis_url, route(engine))
+        await process.start()
+        await serving(process)
+        idle, half = await process.connect(), await process.connect()
+        data = request(chat())
+        half.send(data[:-5])
+        await asyncio.sleep(0.1)  # until it is there
+        process.signal(signal.SIGTERM)
+        assert await idle.closed()
+        half.send(data[-5:])
+        answer = await half.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await process.ended() == 0
+        half.close()
+        idle.close()
+
+
+async def test_a_segment_that_somebody_removed_does_not_keep_the_rest(
+    servers: ServersUnderTest, tmp_path: Path
+) -> None:
+    meter = Meter(tmp_path, "gateway-test", MeterSettings(flush_seconds=0.05))
+    for number in range(2):
+        at, path = datetime.now(UTC), "/v1/completions"
+        record = Record(f"r{number}", at, 1, "m", path, 200, "done", "engine", 0.1)
+        meter.end(meter.begin(record), record)
+        if number == 0:
+            (segment,) = meter.journal.segments()
+            segment.unlink()
+    async with bus_with_usage(servers.nats_url) as (bus, seen), anyio.create_task_group() as group:
+        group.start_soon(meter.run, bus)
+        await until(lambda: [r.request_id for r in seen.records] == ["r1"])
+        await until(lambda: not meter.journal.pending)
+        group.cancel_scope.cancel()
+    meter.close()

@@ -3,9 +3,11 @@
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from itertools import pairwise
 
 import anyio
 import pytest
+from anyio.abc import SocketAttribute, SocketStream
 from cortex_shared.contracts.keys import KeyRecord, hash_key
 from cortex_shared.contracts.routes import RoutingTable
 from cortex_shared.errors import Unavailable
@@ -178,3 +180,22 @@ async def test_an_absent_redis_is_unavailable_with_a_remedy_and_no_password(unus
         assert caught.value.remedy
         assert "hunter2" not in str(caught.value.body())
     await client.aclose()
+
+
+async def test_a_redis_that_is_away_is_tried_more_and_more_seldom() -> None:
+    tries: list[float] = []
+
+    async def refuse(stream: SocketStream) -> None:
+        tries.append(time.monotonic())
+        await stream.aclose()
+
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as listener:
+        port = listener.extra(SocketAttribute.local_port)
+        client = connect_redis(f"redis://127.0.0.1:{port}/0")
+        store = RoutingStore(client)
+        async with tasks(lambda: listener.serve(refuse), lambda: store.follow(lambda _: None)):
+            await until(lambda: len(tries) >= 7)
+        await client.aclose()
+    gaps = [after - before for before, after in pairwise(tries)]
+    # A busy machine only makes them longer.
+    assert all(gap >= least * 0.9 for gap, least in zip(gaps, (0.1, 0.2, 0.4, 0.8, 1, 1), strict=False))

@@ -55,11 +55,30 @@ def test_failures_eject_for_longer_and_longer_with_one_probe() -> None:
 def test_the_last_one_is_never_ejected() -> None:
     choose = chooser(2)
     choose.endpoints[0].failed(0)
-    choose.endpoints[0].failed(0)
-    choose.endpoints[1].failed(0)
-    assert picked(choose, 0.1) is choose.endpoints[1]
-    assert choose.pick(0.1, [choose.endpoints[1]]) is choose.endpoints[0]
-    assert choose.pick(0.1, choose.endpoints) is None
+    choose.endpoints[0].failed(0.6)
+    choose.endpoints[1].failed(0.6)
+    assert picked(choose, 0.7) is choose.endpoints[1]
+    assert choose.pick(0.7, [choose.endpoints[1]]) is choose.endpoints[0]
+    assert choose.pick(0.7, choose.endpoints) is None
+
+
+def test_requests_that_break_together_are_one_failure() -> None:
+    choose = chooser(2)
+    bad, good = choose.endpoints
+    for _ in range(100):
+        bad.failed(0)
+    assert {picked(choose, 0.4) for _ in range(20)} == {good}
+    assert bad in {picked(choose, 0.6) for _ in range(20)}
+
+
+def test_an_engine_that_answers_is_back_at_once() -> None:
+    choose = chooser(2)
+    back, good = choose.endpoints
+    for now in (0, 1, 3):
+        back.failed(now)
+    assert {picked(choose, 3.1) for _ in range(20)} == {good}
+    back.answered()
+    assert back in {picked(choose, 3.1) for _ in range(20)}
 
 
 def test_overload_weighs_down_for_a_moment() -> None:

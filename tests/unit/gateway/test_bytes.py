@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 from cortex_gateway import body, sse
 from cortex_gateway.chunks import LAST, ChunkReader, frame, payload
-from cortex_gateway.errors import ApiError
+from cortex_gateway.errors import ApiError, from_engine
+from cortex_gateway.incoming import Incoming
 from cortex_gateway.relay import StreamRelay
+from cortex_gateway.wire import request_head
 from cortex_shared.errors import InvalidInput
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,3 +154,42 @@ def test_trailers_of_an_answer_are_dropped() -> None:
     assert reader.feed(b"\r\nHTTP")[0] == b""
     assert (reader.ended, reader.excess) == (True, True)
     assert payload(b"3;x=y\r\nabc\r\n") == b"abc"
+
+
+def test_what_is_not_utf_8_is_refused_or_passed_over() -> None:
+    for data in (b'{"model":"\xff"}', b'{"model":"m","user":"\xff"}', b'{"model":"' + b"m" * 2000 + b'"}'):
+        assert isinstance(body.read(data), ApiError)
+    odd = b'{"model":"m","stream_options":{"\xff":1},"\xff":"\xff"}'
+    wanted = body.read(odd)
+    assert isinstance(wanted, body.Wanted)
+    assert b'"include_usage":true' in body.with_usage(odd, wanted.stream_options)
+    assert (
+        body.with_model(b'{"\xff":{"model":"x"},"model":"m"}', "n") == b'{"\xff":{"model":"x"},"model":"n"}'
+    )
+    assert sse.read(b'data: {"choices":[{"text":"\xff"}]}\n\n').opaque
+    assert sse.status_of(b'{"error":{"type":"\xff"}}') == 500
+    assert from_engine(500, b'{"error":{"message":"\xff"}}').status == 500
+
+
+def test_every_connection_header_names_what_stays_here() -> None:
+    client = [
+        (b"connection", b"x-a"),
+        (b"x-a", b"1"),
+        (b"connection", b"x-b"),
+        (b"x-b", b"2"),
+        (b"x-c", b"3"),
+    ]
+    head = request_head(b"", client, b"id", 0)
+    assert [line[:3] for line in head.split(b"\r\n") if line.startswith((b"x-a", b"x-b", b"x-c"))] == [b"x-c"]
+
+
+def test_a_body_in_very_many_pieces() -> None:
+    incoming, whole = Incoming(), bytes(range(256)) * 40
+    for at in range(0, len(whole), 2):
+        incoming.add(whole[at : at + 2])
+    assert incoming.body() == whole
+    assert len(incoming.parts) < 2000
+    one = Incoming()
+    assert one.body() == b""
+    one.add(b"{}")
+    assert one.body() == b"{}"

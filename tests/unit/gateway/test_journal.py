@@ -1,5 +1,7 @@
 """What is journalled stays until it is sent, whoever dies in between, and no more than the bound."""
 
+import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,38 @@ def test_the_bound_holds_and_what_is_lost_is_counted(tmp_path: Path) -> None:
     for path in journal.segments():
         journal.remove(path)
     assert journal.append(b"{}")
+    journal.close()
+
+
+def test_a_record_that_is_cut_short_spoils_no_other(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
+    record = b"{" + b"x" * 40_000 + b"}"
+    assert journal.append(record)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    try:
+        taken = journal.append(record)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not taken
+    assert journal.append(b"{3}")
+    (segment,) = journal.segments()
+    assert segment.read_bytes() == record + b"\n{3}\n"
+    journal.close()
+
+
+def test_a_segment_that_cannot_be_begun_leaves_the_old_one_in_use(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
+    journal.append(b"{1}")
+    shutil.move(journal.folder, tmp_path / "away")
+    assert journal.segments() == []
+    # Whoever opens a file now must not find the journal writing into it.
+    with (tmp_path / "other").open("wb"):
+        assert journal.append(b"{2}")
+    assert (tmp_path / "other").read_bytes() == b""
+    shutil.move(tmp_path / "away", journal.folder)
+    (segment,) = journal.segments()
+    assert segment.read_bytes() == b"{1}\n{2}\n"
     journal.close()
 
 

@@ -59,7 +59,7 @@ def build_app(gateway: Gateway, metrics: Metrics, readiness: Readiness) -> ASGIA
         return _response(errors.unknown_url(path))
 
     async def fail(_: Request, __: Exception) -> Response:
-        return _response(ApiError(500, "The gateway failed.", "server_error", "internal_error"))
+        return _response(errors.internal_error())
 
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(Exception, fail)

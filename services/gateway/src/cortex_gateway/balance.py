@@ -28,6 +28,8 @@ class Health:
 
     def failed(self, now: float) -> None:
         """A connection was refused, timed out, or died without an answer."""
+        if now < self.ejected_until:
+            return  # of the same outage: a hundred requests that break together are one failure
         first, last = _EJECT_SECONDS
         self.ejected_until = now + min(last, first * 2 ** min(self.failures, 10))
         self.failures += 1
@@ -40,8 +42,10 @@ class Health:
 
     def answered(self) -> None:
         """The engine answered: it is well."""
-        self.failures = 0
-        self.probing = False
+        if self.failures:
+            self.failures = 0
+            self.ejected_until = 0.0
+            self.probing = False
 
     def half_open(self, now: float) -> bool:
         """Whether the next request would be the probe of an endpoint that was ejected."""

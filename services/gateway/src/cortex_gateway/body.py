@@ -1,7 +1,6 @@
 """Request bodies: what the gateway needs to know of one, and edits made on its bytes."""
 
 import re
-from typing import Any, cast
 
 import msgspec
 
@@ -27,6 +26,7 @@ class Wanted(msgspec.Struct):
     prompt_cache_key: str | None = None
 
 
+_NAME_MAX = 1024
 _DECODER = msgspec.json.Decoder(Wanted)
 _PARAM = re.compile(r"at `\$\.([A-Za-z_]+)")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
@@ -44,8 +44,12 @@ def read(body: bytes | bytearray) -> Wanted | ApiError:
         return invalid_request(f"The request body is not valid JSON: {error}.")
     except RecursionError:
         return invalid_request("The request body is nested too deeply.")
+    except UnicodeDecodeError:
+        return invalid_request("The request body is not valid UTF-8.")
     if not wanted.model:
         return invalid_request("The model's name is empty.", param="model")
+    if len(wanted.model) > _NAME_MAX:
+        return invalid_request(f"The model's name is longer than {_NAME_MAX} characters.", param="model")
     return wanted
 
 
@@ -79,7 +83,7 @@ def spans(body: bytes) -> list[tuple[str, int, int]]:
             depth += 1
         elif token == b":":
             if depth == 1 and key is None:
-                key, start = cast("str", msgspec.json.decode(word)), match.end()
+                key, start = _key(word), match.end()
         else:
             if token != b",":
                 depth -= 1
@@ -88,6 +92,13 @@ def spans(body: bytes) -> list[tuple[str, int, int]]:
                 found.append((key, start, match.start()))
                 key = None
     return found
+
+
+def _key(word: bytes) -> str:
+    try:
+        return msgspec.json.decode(word, type=str)
+    except UnicodeDecodeError:
+        return ""  # of those that are looked for it is none
 
 
 def with_model(body: bytes, model: str) -> bytes:
@@ -111,8 +122,11 @@ def with_usage(body: bytes, options: StreamOptions | None) -> bytes:
         return b"".join((body[:end], b',"stream_options":{"include_usage":true}', body[end:]))
     for key, start, end in reversed(spans(body)):
         if key == "stream_options":
-            value: dict[str, Any] | None = msgspec.json.decode(body[start:end])
-            merged: dict[str, Any] = {**(value or {}), "include_usage": True}
+            try:
+                value = msgspec.json.decode(body[start:end], type=dict[str, msgspec.Raw] | None)
+            except UnicodeDecodeError:
+                value = None
+            merged: dict[str, object] = {**(value or {}), "include_usage": True}
             return b"".join((body[:start], msgspec.json.encode(merged), body[end:]))
     end = body.rindex(b"}")
     return b"".join((body[:end], b',"stream_options":{"include_usage":true}', body[end:]))

@@ -180,6 +180,11 @@ def draining() -> ApiError:
     )
 
 
+def internal_error() -> ApiError:
+    """A bug of the gateway's own."""
+    return ApiError(500, "The gateway failed.", "server_error", "internal_error")
+
+
 def unknown_url(path: str) -> ApiError:
     """No such path."""
     return ApiError(
@@ -240,7 +245,7 @@ def from_engine(status: int, body: bytes) -> ApiError:
 def _fields(body: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cortex_gateway import errors
-from cortex_gateway.exchange import Exchange
+from cortex_gateway.ending import Ending
 from cortex_gateway.keys import Keys
 from cortex_gateway.meter import Meter
 from cortex_gateway.settings import Settings
@@ -43,7 +43,7 @@ class Gateway:
         self.draining = False
         self.traffic = asyncio.Event()
         self.urgent = asyncio.Event()
-        self._open: set[Exchange] = set()
+        self._open: set[Ending] = set()
         self._id_prefix = f"req_{secrets.token_hex(8)}"
         self._id_count = 0
         self._default_headers: HeaderList | None = None
@@ -54,14 +54,14 @@ class Gateway:
         self._id_count += 1
         return f"{self._id_prefix}{self._id_count:08x}"
 
-    def open(self, exchange: Exchange) -> None:
+    def open(self, exchange: Ending) -> None:
         """A request was accepted."""
         self._open.add(exchange)
         self.sweeper.add(exchange)
         if not self.traffic.is_set():
             self.traffic.set()
 
-    def close(self, exchange: Exchange) -> None:
+    def close(self, exchange: Ending) -> None:
         """An accepted request ended."""
         self._open.discard(exchange)
         self.sweeper.remove(exchange)

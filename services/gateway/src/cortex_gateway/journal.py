@@ -72,19 +72,27 @@ class Journal:
             written = os.write(self._fd, record + b"\n")
         except OSError as error:
             return self._lose(str(error))
-        self._written += written
         if written <= len(record):
+            # The next record must not go on in the same line.
+            os.ftruncate(self._fd, self._written)
             return self._lose("the disk is full")
+        self._written += written
         self._complained = False
         return True
 
     def segments(self) -> list[Path]:
         """Close what was written and give all closed segments, oldest first."""
         if self._written:
-            os.close(self._fd)
-            self._closed[self._path()] = self._written
-            self._closed_bytes += self._written
-            self._open()
+            path, fd, written = self._path(), self._fd, self._written
+            try:
+                self._open()
+            except OSError as error:
+                # The old one stays in use. Closed first, its number would soon be a client's socket.
+                _log.warning("journal.no_new_segment", error=str(error))
+            else:
+                os.close(fd)
+                self._closed[path] = written
+                self._closed_bytes += written
         return list(self._closed)
 
     def remove(self, segment: Path) -> None:
@@ -120,12 +128,13 @@ class Journal:
             os.close(lock)
         self._locks.clear()
 
-    def _path(self) -> Path:
-        return self.folder / f"{self._number:08d}{_SUFFIX}"
+    def _path(self, number: int | None = None) -> Path:
+        return self.folder / f"{self._number if number is None else number:08d}{_SUFFIX}"
 
     def _open(self) -> None:
+        path = self._path(self._number + 1)
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._number += 1
-        self._fd = os.open(self._path(), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._written = 0
 
     def _adopt(self, root: Path) -> list[Path]:

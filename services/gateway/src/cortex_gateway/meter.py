@@ -137,7 +137,13 @@ class Meter:
             raise Unavailable("the message bus is not reachable", code="bus.unreachable")
         for segment in self.journal.segments():
             name = f"{segment.parent.name}-{segment.stem}"
-            data = await to_thread.run_sync(segment.read_bytes)
+            try:
+                data = await to_thread.run_sync(segment.read_bytes)
+            except FileNotFoundError:
+                # Some tidying of temporary files took it: the rest is still to be sent.
+                _log.error("meter.segment_gone", segment=segment.name)
+                self.journal.remove(segment)
+                continue
             for number, lines in enumerate(batched(_records(data), BATCH_MAX)):
                 batch = f"{name}-{number}"
                 await bus.append(usage_subject(self._process), self._batch(batch, lines), message_id=batch)

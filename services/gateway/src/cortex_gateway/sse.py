@@ -71,6 +71,8 @@ class _ErrorEvent(msgspec.Struct):
     error: _Error
 
 
+# msgspec reports text that is not UTF-8 in a way of its own.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _EVENT = msgspec.json.Decoder(_Event)
 _ANSWER = msgspec.json.Decoder(_Answer)
 _ERROR = msgspec.json.Decoder(_ErrorEvent)
@@ -104,7 +106,7 @@ def read(event: bytes) -> Reading:
         return Reading(done=True)
     try:
         found = _EVENT.decode(data)
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return Reading(opaque=True)
     if found.error:
         return Reading(error=data)
@@ -131,7 +133,7 @@ def usage_of(answer: bytes | bytearray) -> EngineUsage | None:
     """The usage in an answer that is no stream; None when it says none."""
     try:
         return _ANSWER.decode(answer).usage
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return None
 
 
@@ -139,7 +141,7 @@ def status_of(error: bytes) -> int:
     """The HTTP status that an error event stands for; 500 when it does not say."""
     try:
         found = _ERROR.decode(error).error
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return 500
     if isinstance(found.code, int) and 400 <= found.code < 600:
         return found.code

@@ -7,6 +7,10 @@ the hot path nothing.
 import asyncio
 from typing import Protocol
 
+from cortex_shared.logs import get_logger
+
+_log = get_logger("sweep")
+
 SWEEP_SECONDS = 0.25
 
 
@@ -40,4 +44,9 @@ class Sweeper:
         self._timer = self._loop.call_later(SWEEP_SECONDS, self._sweep) if self._timed else None
         now = self._loop.time()
         for timed in list(self._timed):
-            timed.tick(now)
+            if timed not in self._timed:
+                continue  # it ended with one before it
+            try:
+                timed.tick(now)
+            except Exception as error:  # noqa: BLE001 (a bug with one must not keep the others from their limits)
+                _log.error("sweep.bug", error=repr(error))

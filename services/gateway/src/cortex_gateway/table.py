@@ -114,6 +114,11 @@ class Route:
             del self.waiting[waiter]
             waiter.admitted(self._slot(endpoint))
 
+    def look_again(self, waiter: Waiter) -> None:
+        """Serve the line if `waiter` is its first: an endpoint that was ejected may be back, unannounced."""
+        if next(iter(self.waiting)) is waiter:
+            self.serve_waiting()
+
     def close(self, forget: Callable[[Endpoint], None]) -> None:
         """The route is gone."""
         for endpoint in self.endpoints:

@@ -27,6 +27,8 @@ type Headers = dict[bytes, bytes]
 class Answerer(Protocol):
     """Who asked: is told of the answer, in order, until `ended` or `on_broken`."""
 
+    __slots__ = ()
+
     def on_head(self, status: int, headers: Headers) -> None:
         """Status and headers (lower case; of doubles the last)."""
         ...
@@ -41,6 +43,10 @@ class Answerer(Protocol):
 
     def on_broken(self, answered: bool) -> None:
         """The connection died, or sent nonsense; `answered` if any byte had come."""
+        ...
+
+    def on_bug(self) -> None:
+        """One of the above raised; the connection is closed."""
         ...
 
 
@@ -135,11 +141,11 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def data_received(self, data: bytes) -> None:
+        owner = self._owner
         try:
             self._read(data)
         except Exception as error:  # noqa: BLE001 (a bug must end this one answer, not leave its client waiting)
-            _log.error("upstream.bug", error=repr(error))
-            self._break()
+            self._bug(owner, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.closed = True
@@ -147,10 +153,29 @@ class Connection(asyncio.Protocol):
         if owner is None:
             if self in self._endpoint.idle:
                 self._endpoint.idle.remove(self)
-        elif self._until_close and exc is None:
-            owner.on_body(b"", True)
-        else:
-            owner.on_broken(bool(self._head) or self._read != self._read_head)
+            return
+        try:
+            if self._until_close and exc is None:
+                owner.on_body(b"", True)
+            else:
+                owner.on_broken(bool(self._head) or self._read != self._read_head)
+        except Exception as error:  # noqa: BLE001 (as above)
+            self._bug(owner, error)
+
+    def fail(self) -> None:
+        """A bug in who uses it: close it and tell the owner, if there is one."""
+        owner = self._owner
+        self.abort()
+        if owner is not None:
+            owner.on_bug()
+
+    def _bug(self, owner: Answerer | None, error: Exception) -> None:
+        _log.error("upstream.bug", error=repr(error))
+        # At an answer's end the connection may be another's already, which goes on.
+        if self._owner is None or self._owner is owner:
+            self.abort()
+        if owner is not None:
+            owner.on_bug()
 
     def _read_idle(self, data: bytes) -> None:
         # An engine that speaks unasked cannot be trusted with the next request.
@@ -331,10 +356,15 @@ class Pool:
         """Connect anew, at most for `seconds`; `done` gets the connection, or None when there is none."""
         dial = Dial()
         if self._group is None:
-            self._loop.call_soon(done, None)
+            self._loop.call_soon(self._refused, done, dial)
         else:
             self._group.create_task(self._connect(endpoint, seconds, done, dial))
         return dial
+
+    @staticmethod
+    def _refused(done: Callable[[Connection | None], None], dial: Dial) -> None:
+        if dial.wanted:
+            done(None)
 
     async def _connect(
         self, endpoint: Endpoint, seconds: float, done: Callable[[Connection | None], None], dial: Dial
@@ -348,6 +378,11 @@ class Pool:
             except (OSError, ValueError):
                 connection = None
         if dial.wanted:
-            done(connection)
+            try:
+                done(connection)
+            except Exception as error:  # noqa: BLE001 (raised here, it would end all of the gateway)
+                _log.error("upstream.bug", error=repr(error))
+                if connection is not None:
+                    connection.fail()
         elif connection is not None:
             self.put(endpoint, connection)

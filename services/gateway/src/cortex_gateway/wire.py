@@ -61,7 +61,8 @@ def request_head(fixed: bytes, headers: HeaderList, request_id: bytes, length: i
     dropped: frozenset[bytes] | None = None
     for name, value in headers:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
-            dropped = frozenset(token.strip().lower() for token in value.split(b","))
+            named = frozenset(token.strip().lower() for token in value.split(b","))
+            dropped = named if dropped is None else dropped | named
     for name, value in headers:
         if name not in _KEPT_BACK and (dropped is None or name not in dropped):
             parts.append(b"%b: %b\r\n" % (name, value))

@@ -10,6 +10,8 @@ from cortex_shared.contracts.base import Contract, Message
 WANTED_BUCKET = "cortex_routes_wanted_v1"
 WANTED_MANIFEST = "_manifest"
 
+# What writers may say. Readers take any text, since one value that is new to them must not cost them the
+# whole routing table; a kind of engine that they do not know is to be treated like "openai".
 type Task = Literal["chat", "completion", "embedding", "rerank"]
 type EngineKind = Literal["vllm", "llamacpp", "openai"]
 type Balance = Literal["least", "prefix", "round_robin"]
@@ -52,8 +54,8 @@ class RouteWanted(Message):
     model: str
     served_model_name: str
     aliases: list[str] = Field(default_factory=list[str])
-    task: Task
-    engine: EngineKind
+    task: str  # a Task, or one of a later version
+    engine: str  # an EngineKind, or one of a later version
     created: int
     context_length: int | None = None
     policy: RoutePolicy = RoutePolicy()
@@ -89,8 +91,8 @@ class Route(Contract):
     name: str
     aliases: list[str] = Field(default_factory=list[str])
     model_id: int
-    task: Task
-    engine: EngineKind
+    task: str  # a Task, or one of a later version
+    engine: str  # an EngineKind, or one of a later version
     created: int
     context_length: int | None = None
     state: str = "running"

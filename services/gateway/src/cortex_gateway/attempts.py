@@ -1,0 +1,148 @@
+"""Attempts: a slot in a route's line, a connection, the request on it; another engine when one fails."""
+
+from cortex_shared.logs import get_logger
+
+from cortex_gateway import body as request_body
+from cortex_gateway import errors
+from cortex_gateway.ending import Ending, Phase
+from cortex_gateway.errors import ApiError
+from cortex_gateway.table import Slot
+from cortex_gateway.upstream import Answerer, Connection
+from cortex_gateway.wire import find, request_head
+
+_log = get_logger("attempts")
+
+
+class Attempts(Ending, Answerer):
+    """Asks one engine after the other, until one answers."""
+
+    __slots__ = ()
+
+    # From the client.
+
+    def pause(self) -> None:
+        """The client takes no more for now."""
+        if self._connection is not None:
+            self._paused = True
+            self._connection.pause()
+
+    def resume(self) -> None:
+        """The client takes more again."""
+        if self._paused:
+            self._paused = False
+            self._heard = True
+            if self._connection is not None:
+                self._connection.resume()
+
+    # From the line.
+
+    def admitted(self, slot: Slot) -> None:
+        """A slot came free."""
+        self._route.stats.waiting -= 1
+        self._begin_attempt(slot)
+
+    def unrouted(self) -> None:
+        """The route went while this waited."""
+        self._route.stats.waiting -= 1
+        self._give_up(errors.unknown_model(self._model), "rejected")
+
+    def _try(self, slot: Slot | None) -> None:
+        if slot is not None:
+            self._begin_attempt(slot)
+            return
+        route = self._route
+        if not route.endpoints:
+            self._give_up(errors.model_not_ready(self._model, route.contract.state), "rejected")
+        elif len(route.waiting) >= route.contract.policy.queue_max:
+            self._give_up(errors.queue_full(self._model), "rejected")
+        else:
+            self._phase = Phase.WAITING
+            self._deadline = self._gateway.time() + route.contract.policy.queue_seconds
+            route.waiting[self] = None
+            route.stats.waiting += 1
+
+    def _begin_attempt(self, slot: Slot) -> None:
+        self._slot = slot
+        self._attempts += 1
+        self._record.instance = slot.endpoint.instance
+        endpoint = slot.endpoint
+        connection = self._gateway.pool.take(endpoint)
+        if connection is None:
+            self._connect()
+        else:
+            self._send(connection)
+            if self._attempts == 1 and self._phase is Phase.SENT:
+                self._route.stats.overhead.observe(self._gateway.time() - self._begun)
+
+    def _connect(self) -> None:
+        assert self._slot is not None
+        self._phase = Phase.CONNECTING
+        seconds = self._route.contract.policy.limits.connect_seconds
+        self._dial = self._gateway.pool.dial(self._slot.endpoint, seconds, self._connected)
+
+    def _connected(self, connection: Connection | None) -> None:
+        self._dial = None
+        if connection is None or connection.closed:
+            endpoint = self._endpoint()
+            endpoint.failed(self._gateway.time())
+            endpoint.evidence.connect_failures += 1
+            self._gateway.evidence_urgent()
+            self._try_elsewhere(errors.engine_unreachable(self._model))
+            return
+        self._send(connection)
+
+    def _send(self, connection: Connection) -> None:
+        self._phase = Phase.SENT
+        self._connection = connection
+        self._relay = None
+        now = self._gateway.time()
+        limits = self._route.contract.policy.limits
+        self._quiet_since = now
+        if self._stream:
+            self._deadline = min(now + limits.first_token_seconds, self._total_deadline)
+        else:
+            self._deadline = self._total_deadline
+        try:
+            head, body = self._written()
+        except Exception as error:  # noqa: BLE001 (a bug must end this one request, not who gave it its slot)
+            _log.error("attempts.bug", error=repr(error))
+            self._give_up(errors.internal_error())
+            return
+        connection.send(self, head, body)
+        if self._client.congested:
+            self.pause()
+
+    def _written(self) -> tuple[bytes, bytes]:
+        endpoint, body = self._endpoint(), self._body
+        if endpoint.model is not None and endpoint.model != self._model:
+            body = request_body.with_model(body, endpoint.model)
+        elif endpoint.model is None and self._model != self._route.name:
+            body = request_body.with_model(body, self._route.name)
+        head = request_head(
+            endpoint.head(self._hot.path), self._headers, self._record.request_id.encode(), len(body)
+        )
+        return head, body
+
+    def _try_elsewhere(self, error: ApiError) -> None:
+        # An attempt failed before any content was sent on: another engine, or the end.
+        slot = self._slot
+        assert slot is not None
+        self._drop_connection()
+        self._tried.append(slot.endpoint)
+        self._slot = None
+        slot.release()
+        if self._may_retry() and self._route.budget.take():
+            other = self._route.admit(self._tried)
+            if other is not None:
+                self._route.stats.retries += 1
+                self._begin_attempt(other)
+                return
+        self._give_up(error)
+
+    def _may_retry(self) -> bool:
+        if self._attempts >= self._gateway.settings.upstream.attempts_max:
+            return False
+        if all(endpoint in self._tried for endpoint in self._route.endpoints):
+            return False
+        # A client that retries has already multiplied the request: do not multiply it again.
+        return (find(self._headers, b"x-stainless-retry-count") or b"0") == b"0"
