@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from cortex_shared.contracts.commands import Start
 from cortex_shared.contracts.observed import Reason
+from cortex_shared.contracts.plan import Plan
 from cortex_shared.nats_auth import Authority, Credentials
 
 from tests.integration.api.node import NodeUnderTest, a_node
-from tests.integration.api.process import TOKEN, ApiUnderTest, error_of, run_api
+from tests.integration.api.process import TOKEN, ApiUnderTest, error_of, eventually, run_api
 from tests.servers import ServersUnderTest
 
 TINY: dict[str, Any] = {
@@ -249,3 +251,26 @@ async def test_an_invited_node_gets_credentials_of_its_own_once(
             assert error_of(await client.post("/nodes", json={"name": "a.b"}), 400)["field"] == "name"
             assert (await client.delete("/nodes/gpu-1")).status_code == 204
             assert error_of(await client.get("/nodes/gpu-1"), 404)["code"] == "nodes.not_found"
+
+
+async def test_what_runs_without_a_model_is_shown_and_can_be_ended(api: ApiUnderTest) -> None:
+    async with a_node(api.nats_url, "orphaned") as node:
+        plan = Plan(program="llama-server", argv=[], container_name="c")
+        start = Start(
+            fleet="fleet-of-before", node="orphaned", instance="orphan1", generation=3, model_id=9,
+            model="lost", served_model_name="lost", plan=plan, plan_hash="h",
+        )  # fmt: skip
+        await node.run(start, "ready")
+        with api.client() as client:
+
+            def shown() -> list[dict[str, Any]]:
+                return client.get("/nodes/orphaned").json().get("instances", [])
+
+            expected = {"id": "orphan1", "model_id": 9, "model": "lost", "phase": "ready", "placed": False}
+            eventually(lambda: shown() == [expected])
+            assert client.delete("/instances/orphan1").status_code == 202
+            await node.stopped(start)
+            assert node.stops["orphan1"].fleet == "fleet-of-before"
+            assert node.stops["orphan1"].generation == 4
+            eventually(lambda: shown() == [])
+            error_of(client.delete("/instances/nobody"), 404)

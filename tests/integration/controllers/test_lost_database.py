@@ -1,11 +1,17 @@
 """A Postgres that came back empty, or older than what runs: nothing stops, and one can go on from there."""
 
 import anyio
-from cortex_api.db.tables import Instance, Model
+from cortex_api.db.tables import ApiKey, Instance, Model
+from cortex_api.keys.repository import bump_version
+from cortex_shared.clock import utc_now
 from cortex_shared.contracts.commands import Start, Stop
+from cortex_shared.contracts.keys import KeyRecord, hash_key
 from cortex_shared.contracts.observed import InstanceObserved
 from cortex_shared.contracts.routes import WANTED_BUCKET, WANTED_MANIFEST, RouteWanted, WantedManifest
-from sqlalchemy import delete, text
+from cortex_shared.keyring import Keyring
+from cortex_shared.redis_connection import connect_redis
+from sqlalchemy import delete, text, update
+from sqlmodel import select
 
 from tests.integration.controllers.test_models import started
 from tests.integration.controllers.world import World, until
@@ -124,3 +130,57 @@ async def test_a_node_that_was_given_up_and_comes_back_ends_what_moved(world: Wo
     await world.node("n1")
     await world.manifest("n1", lists=0)
     assert (await world.stop("n1")).instance == start.instance
+
+
+async def test_keys_that_a_lost_database_knew_go_on(world: World) -> None:
+    redis = connect_redis(world.servers.redis_url)
+    keyring = Keyring(redis)
+    lost = KeyRecord(id=7, name="alice", hash=hash_key("sk-cortex-alice"), models=["m"], tokens_per_day=9)
+    await keyring.replace(1000, [lost])
+
+    async def rows() -> list[ApiKey]:
+        async with world.apis[0].database.transaction() as session:
+            return list(await session.exec(select(ApiKey)))
+
+    async def ring() -> dict[str, KeyRecord]:
+        return {record.name: record for record in await keyring.read()}
+
+    (found,) = await until(rows)
+    assert (found.name, found.role, found.models, found.tokens_per_day) == ("alice", "user", ["m"], 9)
+    await until(lambda: _above(keyring, 1000))
+    assert set(await ring()) == {"alice"}
+    # From now on it can be revoked as any other, for good.
+    async with world.apis[0].database.transaction() as session:
+        await session.exec(update(ApiKey).values(revoked_at=utc_now()))
+        await bump_version(session)
+    world.apis[0].controllers.hint_keys()
+
+    async def empty() -> bool:
+        return not await ring()
+
+    await until(empty)
+    await keyring.replace(5000, [lost])
+    await until(lambda: _above(keyring, 5000))
+    assert not await ring()
+    await redis.aclose()
+
+
+async def _above(keyring: Keyring, version: int) -> bool:
+    return (await keyring.version() or 0) > version
+
+
+async def test_a_new_database_of_the_same_version_is_noticed(world: World) -> None:
+    redis = connect_redis(world.servers.redis_url)
+    keyring = Keyring(redis)
+    await until(keyring.version)
+    version = await keyring.version()
+    assert version is not None
+    async with world.apis[0].database.transaction() as session:
+        session.add(ApiKey(name="new", hash=hash_key("sk-cortex-new"), shown="x", role="admin"))
+    world.apis[0].controllers.hint_keys()
+
+    async def there() -> bool:
+        return [record.name for record in await keyring.read()] == ["new"]
+
+    await until(there)
+    await redis.aclose()

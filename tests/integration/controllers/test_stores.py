@@ -268,7 +268,7 @@ def usage(request: str, **changes: Any) -> RequestUsage:
 
 async def test_usage_is_counted_once(world: World) -> None:
     records = [usage(f"r{number}") for number in range(50)]
-    # Postgres takes no NUL in text, and no such numbers: they are counted nevertheless, and hold up no others.
+    # Postgres takes no NUL in text, and no such numbers: they are counted nevertheless.
     poison = usage("r\0bad", prompt_tokens=10**15, key_id=2**40)
     for _ in range(2):
         batch = UsageBatch(gateway="g", batch=uuid.uuid4().hex, records=records)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts.events import Event
-from cortex_shared.contracts.observed import Reason
+from cortex_shared.contracts.observed import InstanceObserved, Reason
 
 from cortex_api.auth.principals import Principals
 from cortex_api.observations import Observations
@@ -23,6 +23,10 @@ class Hinted(Protocol):
 
     def hint_model(self, model_id: int) -> None:
         """Look at this model."""
+        ...
+
+    async def end_unplaced(self, node: str, found: InstanceObserved) -> None:
+        """Stop an engine that no row knows; raises Unavailable."""
         ...
 
     def hint_keys(self) -> None:

@@ -25,7 +25,6 @@ class KeyringProjection:
         self._database = database
         self._keyring = Keyring(redis)
         self._hinted = anyio.Event()
-        self._compared = False
 
     def hint(self) -> None:
         """Keys changed, and the change is committed."""
@@ -54,34 +53,37 @@ class KeyringProjection:
         self._hinted = anyio.Event()
         version, records = await self._read()
         standing = await self._keyring.version()
-        if standing == version and await self._is_ours(records):
+        if standing == version and await self._stands(records):
             return version
         if standing is not None and standing >= version:
-            # Another process may have written it just now. If not, the database is a restored or a new one:
-            # its ring is the true one, and needs a version above.
+            # Another process may have written it just now. If not, the database is an older or a new one.
             version, records = await self._read()
-            if standing > version or not await self._is_ours(records):
-                async with self._database.transaction() as session:
-                    await repository.raise_keyring_version(session, standing)
-                _log.warning("keyring.restored", redis_version=standing)
-                version, records = await self._read()
+            if standing > version or not await self._stands(records):
+                version, records = await self._recover(standing)
         if await self._keyring.replace(version, records):
-            self._compared = True
             _log.info("keyring.written", version=version, keys=len(records))
         return version
+
+    async def _recover(self, standing: int) -> tuple[int, list[KeyRecord]]:
+        """Go above a ring that is ahead of the database, with the keys in it that the database never knew.
+
+        Nobody revoked those: the database that knew them was lost, and who uses them is to go on.
+        """
+        ring = await self._keyring.read()
+        async with self._database.transaction() as session:
+            taken = await keys.take_in(session, ring)
+            await repository.raise_keyring_version(session, standing)
+        _log.warning("keyring.restored", redis_version=standing, keys_taken_in=taken)
+        return await self._read()
 
     async def _read(self) -> tuple[int, list[KeyRecord]]:
         async with self._database.transaction() as session:
             return await keys.ring(session)
 
-    async def _is_ours(self, records: list[KeyRecord]) -> bool:
-        """Once in a process's life the keys themselves are compared: a new database counts from 1, too."""
-        if not self._compared:
-            found = {record.hash: record for record in await self._keyring.read()}
-            if found != {record.hash: record for record in records}:
-                return False
-            self._compared = True
-        return True
+    async def _stands(self, records: list[KeyRecord]) -> bool:
+        """Whether Redis holds these keys: a new database counts its versions from 1, too."""
+        found = {record.hash: record for record in await self._keyring.read()}
+        return found == {record.hash: record for record in records}
 
     async def _wait(self, version: int) -> None:
         with anyio.move_on_after(_READ_SECONDS):

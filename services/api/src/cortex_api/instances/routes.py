@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Query
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cortex_api.deps import Session, State, Viewer
+from cortex_api.deps import Hinting, Operator, Session, State, Viewer
 from cortex_api.instances import repository, service
 from cortex_api.instances.logs import TAIL_MAX
 from cortex_api.instances.schemas import InstanceOut
@@ -69,6 +69,22 @@ async def get_instance(state: State, session: Session, _caller: Viewer, instance
     """An instance with its plan."""
     row, model = await service.get(session, instance)
     return InstanceViews(state.observations).full(row, model, with_plan=True)
+
+
+@router.delete(
+    "/{instance}",
+    operation_id="endInstance",
+    summary="End an instance that no model has",
+    status_code=202,
+    response_class=Response,
+    responses={202: {"description": "It is told to stop."}, **error_responses(404, 409)},
+)
+async def end_instance(
+    state: State, session: Session, hints: Hinting, caller: Operator, instance: InstanceId
+) -> Response:
+    """For engines that run though the database does not know them, since it was lost or put back."""
+    await service.end_unplaced(state, session, hints, caller, instance)
+    return Response(status_code=202)
 
 
 @router.get(

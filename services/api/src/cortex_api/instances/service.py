@@ -1,12 +1,15 @@
 """What can be asked of instances."""
 
-from cortex_shared.errors import NotFound, Unavailable
+from cortex_shared.errors import Conflict, NotFound, Unavailable
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from cortex_api.audit import record
+from cortex_api.auth.principals import Principal
 from cortex_api.db.tables import Instance, Model
 from cortex_api.events.routes import caller_may_stay
+from cortex_api.hints import Hints
 from cortex_api.instances import logs, repository
 from cortex_api.instances.logs import Source
 from cortex_api.models import repository as models_repository
@@ -27,6 +30,29 @@ async def get(session: AsyncSession, instance_id: str) -> tuple[Instance, Model]
     return found
 
 
+async def end_unplaced(
+    state: AppState, session: AsyncSession, hints: Hints, principal: Principal, instance_id: str
+) -> None:
+    """Tell a node to stop an engine that no row knows. Raises Conflict, NotFound, Unavailable."""
+    placed = await repository.find(session, instance_id)
+    if placed is not None:
+        raise Conflict(
+            f"instance {instance_id} is one of model {placed[1].name}",
+            code="instances.placed",
+            remedy=f"stop model {placed[1].name}, or lower its replicas",
+        )
+    for name, node in state.observations.nodes().items():
+        for seen in node.instances:
+            if seen.instance == instance_id:
+                message = f"instance {instance_id} of {seen.model} on {name}, which no model has, is to stop"
+                record(
+                    session, hints, principal, "instance.ended", f"instance/{instance_id}", message, node=name
+                )
+                await state.controllers.end_unplaced(name, seen)
+                return
+    raise _not_seen(instance_id)
+
+
 async def source_of(state: AppState, instance_id: str) -> Source:
     """Where an instance's log is; raises NotFound."""
     async with state.database.transaction() as session:
@@ -36,11 +62,15 @@ async def source_of(state: AppState, instance_id: str) -> Source:
     for name, node in state.observations.nodes().items():
         if any(seen.instance == instance_id for seen in node.instances):
             return Source(name, instance_id)
-    raise NotFound(
+    raise _not_seen(instance_id)
+
+
+def _not_seen(instance_id: str) -> NotFound:
+    return NotFound(
         f"no node has an instance {instance_id!r}",
         code="instances.not_found",
         field="instance",
-        remedy="see GET /instances",
+        remedy="see GET /instances, and GET /nodes for what runs without a model",
     )
 
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from cortex_shared.clock import utc_now
-from cortex_shared.contracts.keys import KeyRecord
+from cortex_shared.contracts.keys import KEY_PREFIX, KeyRecord
 from cortex_shared.errors import NotFound
 from sqlalchemy import or_, update
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from cortex_api.db.tables import ApiKey, Fleet
+from cortex_api.db.tables import ApiKey, Audit, Fleet
 
 _INTEGER_MAX = 2**31 - 1
 
@@ -59,6 +59,22 @@ async def ring(session: AsyncSession) -> tuple[int, list[KeyRecord]]:
     version = (await session.exec(select(Fleet.keyring_version))).one()
     rows = await session.exec(select(ApiKey).where(col(ApiKey.revoked_at).is_(None)))
     return version, [record_of(row) for row in rows]
+
+
+async def take_in(session: AsyncSession, records: Sequence[KeyRecord]) -> int:
+    """Make rows of keys that no row knows, as keys of the gateway alone; returns how many."""
+    if not records:
+        return 0
+    # Two processes at once: the second sees what the first took in.
+    await session.exec(select(Fleet).with_for_update())
+    hashes = [record.hash for record in records]
+    known = set(await session.exec(select(ApiKey.hash).where(col(ApiKey.hash).in_(hashes))))
+    unknown = [record for record in records if record.hash not in known]
+    for record in unknown:
+        fields = record.model_dump(exclude={"id", "type"})
+        session.add(ApiKey(**fields, shown=f"{KEY_PREFIX}...", role="user", created_by=None))
+        session.add(Audit(actor="cortex", action="key.restored", target=f"key/{record.name}"))
+    return len(unknown)
 
 
 def record_of(row: ApiKey) -> KeyRecord:

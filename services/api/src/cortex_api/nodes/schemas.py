@@ -41,6 +41,11 @@ class NodeInstance(BaseModel):
     model_id: int
     model: str
     phase: Phase
+    placed: bool = Field(
+        default=True,
+        description="false: it runs though no model has it, since the database was lost or put back."
+        " It goes on until DELETE /instances/{id}.",
+    )
 
 
 class NodeOut(BaseModel):

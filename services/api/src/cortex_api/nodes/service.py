@@ -187,6 +187,14 @@ def _out(state: AppState, name: str, row: Node | None, placed: Sequence[tuple[In
         )
         for instance, model in placed
     ]
+    known = {instance.id for instance, _ in placed}
+    instances += [
+        NodeInstance(
+            id=found.instance, model_id=found.model_id, model=found.model, phase=found.phase, placed=False
+        )
+        for found in ([] if seen is None else seen.instances)
+        if found.instance not in known and found.phase != "stopped"
+    ]
     set_labels = {} if row is None else row.labels
     return NodeOut(
         name=name,
