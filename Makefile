@@ -4,7 +4,7 @@ PYTHON = .venv/bin/python
 PYTEST = $(PYTHON) -m pytest
 CODE = shared services cli images tests
 
-.PHONY: help setup run test check lint types contracts unit integration e2e chaos \
+.PHONY: help setup run test check lint types contracts unit integration e2e chaos vllm \
 	bench-start bench-idle bench-gateway lock clean
 
 help: ## list the targets
@@ -41,6 +41,9 @@ e2e: setup ## the newcomer's path, with everything real
 
 chaos: setup ## kill -9 and empty stores under load
 	@$(PYTEST) -q tests/chaos
+
+vllm: setup ## a real vLLM behind Cortex, on processors; installs it first (2 GiB, once)
+	@program=$$(scripts/vllm-env) && CORTEX_VLLM="$$program" $(PYTHON) -m tests.tiers vllm
 
 bench-start: setup ## from the start command to the engine, and from the engine to the first answer
 	@$(PYTHON) -m tests.bench.start

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import openai
 
-from tests.e2e.system import System
+from tests.e2e.system import System, until
 
 # A start takes 30 s with two cores of its own; others may work on them.
 START_SECONDS = 300.0
@@ -81,6 +81,10 @@ class Fleet:
             return shown["state"] == state
 
         return self.until(model, there, f"{model} is {state}", seconds=seconds)
+
+    def until_gone(self, model: str, *, seconds: float = 60) -> None:
+        """Until the API knows a model no more."""
+        until(lambda: self.admin.get(f"/models/{model}").status_code == 404, seconds, f"{model} is gone")
 
     def run(self, name: str, **settings: Any) -> dict[str, Any]:
         """A model that runs: made and started where it is not there yet."""

@@ -57,6 +57,15 @@ def test_settings_become_flags(settings: dict[str, Any], expected: str) -> None:
     assert expected in argv(settings)
 
 
+def test_without_gpus_it_does_not_take_most_of_the_hosts_memory() -> None:
+    assert "--kv-cache-memory-bytes 4294967296" in argv()
+    assert "--kv-cache-memory-bytes" not in argv({"gpu_memory_utilization": 0.3})
+    assert argv({"kv_cache_memory_bytes": 2**26}).count("--kv-cache-memory-bytes") == 1
+    on_gpu = ENGINE.plan(spec(), Slot(gpus=("g",)))
+    assert "--kv-cache-memory-bytes" not in on_gpu.argv
+    assert "KV cache: 4096 MiB" in ENGINE.estimate(spec(), None, 0).explanation
+
+
 def test_tasks_choose_the_runner() -> None:
     assert "--runner pooling --convert embed" in argv(task="embedding")
     assert "--runner" not in argv()

@@ -3,6 +3,43 @@
 from cortex_api.engines.diagnosis import cause
 
 CAUSES = (
+    # Files beside the model's own come first: their lines are followed by complaints about the model.
+    cause(
+        r"failed to load lora adapter '(?P<what>[^']+)'",
+        "bad_lora",
+        "the LoRA adapter {what} cannot be loaded",
+        "check lora: the file must be there, whole, and made for this model",
+    ),
+    cause(
+        r"failed to load draft model, '(?P<what>[^']+)'",
+        "bad_draft_model",
+        "the draft model {what} cannot be loaded",
+        "check draft_model_path: the file must be there, whole, and of the same vocabulary as the model",
+    ),
+    cause(
+        r"failed to load multimodal model, '(?P<what>[^']+)'",
+        "bad_mmproj",
+        "the multimodal projector {what} cannot be loaded",
+        "check mmproj: the file must be there, whole, and made for this model",
+    ),
+    cause(
+        r"(?:there is no file|cannot read) '(?P<what>[^']+)'",
+        "no_file",
+        "there is no file {what} that can be read on the node",
+        "check the path, and who may read it",
+    ),
+    cause(
+        r"failed to read magic",
+        "bad_file",
+        "the file is empty, or too short to be a GGUF file",
+        "copy or download it again",
+    ),
+    cause(
+        r"GGUF file is version (?P<version>\d+) but this software only supports up to version (?P<most>\d+)",
+        "unknown_format",
+        "the file is GGUF version {version}, and this llama.cpp reads up to version {most}",
+        "use a newer llama.cpp on the node; if the version is absurd, the file is damaged",
+    ),
     cause(
         r"invalid magic|bad magic|not a gguf file|invalid GGUF (?:magic|header)",
         "bad_file",
@@ -11,7 +48,7 @@ CAUSES = (
     ),
     cause(
         r"tensor '(?P<tensor>[^']+)' data is not within the file bounds|file bounds|unexpected end of file"
-        r"|failed to read tensor|corrupted or incomplete",
+        r"|failed to read (?:tensor|header|key-value)|corrupted or incomplete",
         "bad_file",
         "the file is truncated or damaged",
         "copy or download it again, and compare its size and SHA-256 with the source's",
@@ -29,10 +66,22 @@ CAUSES = (
         "remove it from extra_args, or use another engine version",
     ),
     cause(
+        r"(?P<flag>--?[\w-]+): it has been removed from llama-server; (?P<fix>.+)",
+        "unknown_argument",
+        "llama-server no longer has {flag}",
+        "change extra_args: {fix}",
+    ),
+    cause(
         r"the argument has been removed|: it has been removed",
         "unknown_argument",
         "llama-server no longer has an argument of this model",
         "see its log for the successor, and change extra_args",
+    ),
+    cause(
+        r"^cortex-llama-server: (?P<flag>--?[\w-]+): (?P<why>[^;]+); (?P<fix>.+)",
+        "bad_argument",
+        "llama-server refuses {flag}: {why}",
+        "{fix}",
     ),
     cause(
         r"out of memory|cudaMalloc failed|failed to allocate (?:CUDA|buffer|compute)|unable to allocate"
@@ -54,9 +103,9 @@ CAUSES = (
         "convert the model again with its tokenizer, or use another file",
     ),
     cause(
-        r"(?:failed to open|no such file or directory)(?P<what>.*)",
+        r"failed to open (?:GGUF file )?'(?P<what>[^']+)'|(?P<what2>[^ ']+)'?: no such file or directory",
         "no_file",
-        "a file of the model is not there{what}",
+        "there is no file {what}",
         "check local_path, mmproj, lora and draft_model_path on the node",
     ),
     cause(
