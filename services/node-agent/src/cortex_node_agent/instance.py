@@ -309,13 +309,12 @@ class Instance:
                 await anyio.sleep(_DRAIN_LOOK_SECONDS)
 
     def _exit(self, ended: Ended, log_start: int) -> Exit:
-        last = self._log.tail(_LAST_LINES_MAX, _LAST_BYTES_MAX, since=log_start)
         return Exit(
             at=ended.at,
             status=ended.status,
             signal=ended.signal,
             oom_killed=ended.oom_killed,
-            last_lines=last.text.splitlines(),
+            last_lines=self._log.last_words(_LAST_LINES_MAX, _LAST_BYTES_MAX, since=log_start),
         )
 
     async def _unless_woken[R](self, work: Callable[[], Awaitable[R]]) -> R | None:
