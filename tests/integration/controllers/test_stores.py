@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from cortex_api.controllers.leader import Leadership
 from cortex_api.db.tables import ApiKey, Instance, Model, Usage
 from cortex_api.keys.repository import bump_version
 from cortex_shared.clock import utc_now
@@ -19,7 +20,7 @@ from cortex_shared.engine_keys import engine_key
 from cortex_shared.errors import NotFound, Unavailable
 from cortex_shared.keyring import Keyring
 from cortex_shared.redis_connection import connect_redis
-from sqlalchemy import delete, update
+from sqlalchemy import delete, text, update
 from sqlmodel import col, func, select
 
 from tests.integration.controllers.test_models import started
@@ -308,3 +309,45 @@ async def test_an_unreadable_model_keeps_running(world: World) -> None:
     assert problem is not None
     assert "gone_setting" in problem.message
     assert world.told() == [start]
+
+
+async def test_who_lost_the_lock_may_not_write_though_not_noticed_yet(world: World) -> None:
+    leadership = Leadership(world.database_url)
+    leads, deaf = anyio.Event(), anyio.Event()
+    database = world.apis[0].database
+
+    async def lead() -> None:
+        leads.set()
+        # Deaf, as a process that was frozen: that it was deposed has not been noticed.
+        with anyio.CancelScope(shield=True):
+            await deaf.wait()
+
+    async def may_write() -> bool:
+        try:
+            async with database.transaction() as session:
+                await leadership.check(session)
+        except Unavailable as error:
+            return error.code != "leader.deposed"
+        return True
+
+    async with anyio.create_task_group() as group:
+        assert not await may_write()
+        world.apis[0].kill()
+        group.start_soon(leadership.run, lead)
+        await leads.wait()
+        assert await may_write()
+        async with database.transaction() as session:
+            connection = await session.connection()
+            await connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_locks"
+                    " WHERE locktype = 'advisory' AND pid <> pg_backend_pid()"
+                )
+            )
+        await until(lambda: _not(may_write))
+        deaf.set()
+        group.cancel_scope.cancel()
+
+
+async def _not(ask: Any) -> bool:
+    return not await ask()

@@ -128,7 +128,7 @@ class Controllers:
 
     async def _lead(self) -> None:
         await self._database.wait_ready()
-        election = Election(self._bus, self._database, self._observations, self._emit)
+        election = Election(self._bus, self._database, self._observations, self._emit, self._leadership.check)
         self._election = election
         try:
             await election.run()

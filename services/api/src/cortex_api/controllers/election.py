@@ -15,6 +15,7 @@ from cortex_shared.reconcile import Again, Loop
 from cortex_api.controllers import repository
 from cortex_api.controllers.desired import Desired
 from cortex_api.controllers.files import Files
+from cortex_api.controllers.leader import Fence
 from cortex_api.controllers.models import ModelController
 from cortex_api.controllers.publish import Publisher
 from cortex_api.controllers.wanted import WantedRoutes
@@ -42,21 +43,24 @@ class Election:
         database: Database,
         observations: Observations,
         emit: Callable[[list[Event]], None],
+        check: Fence,
     ) -> None:
+        """`check` raises Unavailable in a transaction when this process is no longer elected."""
         self._database = database
         self._observations = observations
         self._commands = Mirror(bus, commands.STREAM, commands.SUBJECTS)
         self._wanted_mirror = Mirror.of_bucket(bus, WANTED_BUCKET)
         self._desired = Desired()
-        publisher = Publisher(bus, database, self._commands, self._desired, observations.node)
+        publisher = Publisher(bus, database, self._commands, self._desired, observations.node, check)
         self._publisher = publisher
-        self._wanted = WantedRoutes(bus, database, self._wanted_mirror, self._desired, self._orphans)
+        self._wanted = WantedRoutes(bus, database, self._wanted_mirror, self._desired, self._orphans, check)
         self._models = ModelController(
             database,
             observations,
             self._desired,
             publisher,
             Files(bus),
+            check=check,
             changed=self._rows_changed,
             emit=emit,
         )

@@ -6,7 +6,10 @@ from typing import cast
 
 import anyio
 import asyncpg
+from cortex_shared.errors import Unavailable
 from cortex_shared.logs import get_logger
+from sqlalchemy import text
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 _log = get_logger("controllers.leader")
 
@@ -15,7 +18,15 @@ LOCK = 7_226_071_003
 _TRY_SECONDS = 1.0
 _CHECK_SECONDS = 5.0
 _ANSWER_SECONDS = 3.0
+# Whether the process of this backend holds the lock: pg_locks shows its two halves.
+_HOLDS = text(
+    "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND granted AND pid = :pid"
+    " AND classid = :high AND objid = :low AND objsubid = 1)"
+)
 _NOT_NOW = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
+
+
+type Fence = Callable[[AsyncSession], Awaitable[None]]
 
 
 class Leadership:
@@ -24,6 +35,21 @@ class Leadership:
     def __init__(self, database_url: str) -> None:
         """`database_url` as SQLAlchemy takes it."""
         self._dsn = database_url.replace("postgresql+asyncpg://", "postgresql://", 1)
+        self._lost = anyio.Event()
+        self._pid = 0
+
+    async def check(self, session: AsyncSession) -> None:
+        """Raise Unavailable, and end the election, unless this process still holds the lock.
+
+        In the transaction that decides or counts up: a process that was frozen for a while, and was deposed
+        meanwhile, must not act on what it knew before it has noticed.
+        """
+        found = await (await session.connection()).execute(
+            _HOLDS, {"pid": self._pid, "high": LOCK >> 32, "low": LOCK & 0xFFFF_FFFF}
+        )
+        if not found.scalar_one():
+            self._lost.set()
+            raise Unavailable("another process is elected", code="leader.deposed")
 
     async def run(self, lead: Callable[[], Awaitable[None]]) -> None:
         """Run `lead` whenever this process is elected; it is cancelled when the lock may be lost."""
@@ -73,9 +99,9 @@ class Leadership:
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):  # noqa: ASYNC110 # polls
             await anyio.sleep(_TRY_SECONDS)
 
-    @staticmethod
-    async def _hold(connection: asyncpg.Connection, lead: Callable[[], Awaitable[None]]) -> None:
-        lost = anyio.Event()
+    async def _hold(self, connection: asyncpg.Connection, lead: Callable[[], Awaitable[None]]) -> None:
+        lost = self._lost = anyio.Event()
+        self._pid = connection.get_server_pid()
 
         def terminated(_connection: object) -> None:
             lost.set()

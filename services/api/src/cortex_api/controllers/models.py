@@ -16,6 +16,7 @@ from cortex_api.controllers import repository
 from cortex_api.controllers.decide import Decision, View, decide, needs_place, wanted_replicas
 from cortex_api.controllers.desired import Desired
 from cortex_api.controllers.files import Files
+from cortex_api.controllers.leader import Fence
 from cortex_api.controllers.publish import Publisher
 from cortex_api.controllers.rows import InstanceRow, ModelRow, NodeRow
 from cortex_api.db.session import Database
@@ -39,15 +40,19 @@ class ModelController:
         publisher: Publisher,
         files: Files,
         *,
+        check: Fence,
         changed: Callable[[set[str]], None],
         emit: Callable[[list[Event]], None],
     ) -> None:
-        """`changed` is told the nodes whose rows changed, after the commit; `emit` takes events."""
+        """`changed` is told the nodes whose rows changed, after the commit; `emit` takes events; `check`: see
+        Leadership.
+        """
         self._database = database
         self._observations = observations
         self._desired = desired
         self._publisher = publisher
         self._files = files
+        self._check = check
         self._changed = changed
         self._emit = emit
         self._locks: dict[int, anyio.Lock] = {}
@@ -72,6 +77,7 @@ class ModelController:
         while True:
             # One transaction, and the model's row locked: what is decided is decided on what is written.
             async with self._database.transaction() as session:
+                await self._check(session)
                 model = await repository.model(session, model_id, lock=True)
                 if model is None:
                     break

@@ -14,6 +14,7 @@ from cortex_shared.reconcile import Again
 from cortex_api.controllers import repository
 from cortex_api.controllers.decide import Streamed
 from cortex_api.controllers.desired import Desired
+from cortex_api.controllers.leader import Fence
 from cortex_api.controllers.orphans import orphans_on
 from cortex_api.controllers.rows import InstanceRow
 from cortex_api.db.session import Database
@@ -33,8 +34,12 @@ class Publisher:
         mirror: Mirror,
         desired: Desired,
         observed: Callable[[str], NodeObserved | None],
+        check: Fence,
     ) -> None:
-        """`mirror` is of the whole command stream; `observed` gives what a node last said."""
+        """`mirror` is of the whole command stream; `observed` gives what a node last said; `check`: see
+        Leadership.
+        """
+        self._check = check
         self._bus = bus
         self._database = database
         self._mirror = mirror
@@ -139,6 +144,7 @@ class Publisher:
         floor = max(seen, told.epoch if told is not None else 0)
         if self._desired.manifest_epoch <= floor:
             async with self._database.transaction() as session:
+                await self._check(session)
                 epoch = await repository.raise_manifest_epoch(session, floor)
             self._desired.raise_epoch(epoch)
         manifest = Manifest(fleet=fleet, node=node, epoch=self._desired.manifest_epoch, instances=listed)

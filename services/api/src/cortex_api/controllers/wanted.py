@@ -11,6 +11,7 @@ from cortex_shared.reconcile import Again
 
 from cortex_api.controllers import repository
 from cortex_api.controllers.desired import Desired
+from cortex_api.controllers.leader import Fence
 from cortex_api.controllers.rows import InstanceRow, ModelRow
 from cortex_api.db.session import Database
 from cortex_api.engines import engine_of
@@ -28,8 +29,12 @@ class WantedRoutes:
         mirror: Mirror,
         desired: Desired,
         orphans: Callable[[], set[str]],
+        check: Fence,
     ) -> None:
-        """`orphans`: ids of instances that run though no row knows them; raises Unavailable."""
+        """`orphans`: ids of instances that run though no row knows them; raises Unavailable. `check`: see
+        Leadership.
+        """
+        self._check = check
         self._orphans = orphans
         self._bus = bus
         self._database = database
@@ -83,6 +88,7 @@ class WantedRoutes:
         if current is None or current.fleet != fleet or current.models != models:
             floor = current.epoch if current is not None else 0
             async with self._database.transaction() as session:
+                await self._check(session)
                 epoch = await repository.raise_routes_epoch(session, floor)
             self._desired.routes_epoch = epoch
             await self._put(WANTED_MANIFEST, WantedManifest(fleet=fleet, epoch=epoch, models=models))
