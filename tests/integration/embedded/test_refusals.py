@@ -17,7 +17,10 @@ from typing import cast
 import nats
 import nats.errors
 import nats.js.errors
+import psutil
 import pytest
+from cortex_cli.embedded.process import Process
+from cortex_shared.errors import Unavailable
 
 from tests.integration.embedded.conftest import User
 from tests.servers import connect_postgres, run_servers
@@ -114,6 +117,26 @@ async def test_a_disk_that_filled_up(small_disk: Path) -> None:
         connection = await connect_postgres(servers.postgres_url)
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
+
+
+async def test_a_child_that_cannot_be_written_down_is_not_left_running(small_disk: Path) -> None:
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    before = psutil.Process().children()
+    with open(os.devnull, "wb") as log, pytest.raises(Unavailable):
+        Process.start(
+            ["sleep", "1000"],
+            env={"PATH": "/usr/bin:/bin"},
+            cwd=small_disk,
+            log=log.fileno(),
+            record=small_disk / "a.json",
+            stop_signal=signal.SIGTERM,
+            stop_seconds=1,
+            identity="same",
+            on_exit=lambda: None,
+        )
+    assert psutil.Process().children() == before
 
 
 async def test_servers_write_again_once_a_full_disk_has_room(small_disk: Path) -> None:

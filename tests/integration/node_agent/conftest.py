@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import psutil
 import pytest
-from cortex_node_agent import procfs
+from cortex_shared import procfs
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.contracts.base import content_hash
 from cortex_shared.contracts.commands import (

@@ -1,6 +1,7 @@
 """One `cortex up` per home: a file lock that dies with its holder and says who that is."""
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -9,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cortex_shared.errors import Conflict
+from cortex_shared.errors import Conflict, CortexError
 
 from cortex_cli.embedded.layout import disk_errors, read_json
 
 _LOOK_SECONDS = 0.1
+_BYTES = 128
 _UNSIGNED_SECONDS = 1.0
 """A holder writes its name right after it took the lock; so long an unsigned lock is waited for."""
 
@@ -59,8 +61,12 @@ class UpLock:
         return self
 
     def draining(self) -> None:
-        """Say that the holder is shutting down, so that the next `up` waits."""
-        self._sign(draining=True)
+        """Say that the holder is shutting down, so that the next `up` waits.
+
+        Best effort: it is said from signal handlers, and a disk that is full must not keep us from stopping.
+        """
+        with contextlib.suppress(OSError, CortexError):
+            self._sign(draining=True)
 
     def release(self) -> None:
         """Let the next one in."""
@@ -91,10 +97,11 @@ class UpLock:
     def _sign(self, *, draining: bool) -> None:
         assert self._fd is not None, "the lock is not held"
         text = json.dumps({"pid": os.getpid(), "since": time.time(), "draining": draining})
-        # In place: another file would be another lock. A reader that meets half a line sees no holder.
+        # In place: another file would be another lock. Of one length: what was written once can be written
+        # over on a disk that has become full.
         with disk_errors(self._path):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, text.encode(), 0)
+            os.pwrite(self._fd, text.encode().ljust(_BYTES), 0)
+            os.ftruncate(self._fd, _BYTES)
 
 
 def read_holder(path: Path) -> Holder | None:

@@ -48,12 +48,15 @@ def rotate(path: Path, *, file_bytes_max: int = FILE_BYTES_MAX, files_kept_max: 
 def _copy_end(source: Path, target: Path, bytes_max: int) -> None:
     with (
         open(source, "rb") as reading,
-        open(os.open(target, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as writing,
+        open(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as writing,
     ):
         end = os.fstat(reading.fileno()).st_size
         offset = max(0, end - bytes_max)
         while offset < end:
-            offset += os.sendfile(writing.fileno(), reading.fileno(), offset, end - offset)
+            sent = os.sendfile(writing.fileno(), reading.fileno(), offset, end - offset)
+            if sent == 0:
+                return  # somebody emptied the log meanwhile
+            offset += sent
 
 
 def tail(path: Path, *, lines_max: int = 20, start: int = 0) -> list[str]:

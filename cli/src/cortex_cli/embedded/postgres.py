@@ -13,11 +13,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from cortex_shared.errors import Conflict, Forbidden, Unavailable
+from cortex_shared.procfs import start_ticks
 
 from cortex_cli.embedded.child import Child
 from cortex_cli.embedded.diagnose import start_failure
 from cortex_cli.embedded.layout import Home, private_folder, sync_folder, write
-from cortex_cli.embedded.process import gone, launcher, start_ticks
+from cortex_cli.embedded.process import gone, launcher
 
 NAME = "postgres"
 USER = "cortex"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from cortex_shared.procfs import boot_id, is_same, start_ticks
+
 from cortex_cli.embedded import launch
 from cortex_cli.embedded.layout import read_json, write_json
 
@@ -19,23 +21,6 @@ _LOOK_SECONDS = 0.02
 _RECORDED = ("pid", "start_ticks", "stop_signal", "stop_seconds")
 _KILLED_SECONDS = 5.0
 """So long a process may take to vanish after SIGKILL (it may sit in a slow disk call)."""
-
-
-def boot_id() -> str:
-    """Changes at every boot; a pid and start time mean nothing across boots."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-
-
-def start_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since boot; None when there is no such process, or a zombie.
-
-    Field 22 of /proc/PID/stat (proc(5)); fields are counted after the name, which may hold anything.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 class Process:
@@ -86,8 +71,10 @@ class Process:
             content = dict(zip(_RECORDED, who, strict=True)) | {"boot_id": boot_id()}
             write_json(record, content, durable=False)
             return cls(child, on_exit)
-        except OSError:
-            child.kill()
+        except BaseException:
+            # Unwatched it would hold its port and its data against the next one.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             raise
 
@@ -164,7 +151,7 @@ class Orphan:
     @property
     def lives(self) -> bool:
         """Pid and start time together: a stranger with a recycled pid is none of ours."""
-        return start_ticks(self.pid) == self.ticks
+        return is_same(self.pid, self.ticks)
 
 
 async def end_orphans(run: Path) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import psutil
+from cortex_shared import procfs
 from cortex_shared.bus import Bus
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts.observed import (
@@ -20,7 +21,6 @@ from cortex_shared.contracts.observed import (
 from cortex_shared.errors import CortexError, Unavailable
 from cortex_shared.logs import get_logger
 
-from cortex_node_agent import procfs
 from cortex_node_agent.gpus import Gpus
 from cortex_node_agent.settings import AgentSettings
 
@@ -31,6 +31,8 @@ _APART_SECONDS = 0.01
 _RETRY_SECONDS = (0.1, 2.0)
 _DISK_FREE_MIB_MIN = 256
 _GPU_EVERY = 5
+# NATS takes 1 MiB unless it is told otherwise.
+_MESSAGE_BYTES_MAX = 900_000
 
 
 class HostFacts:
@@ -180,7 +182,7 @@ class Reporter:
             warnings=self._warnings.all(),
             instances=self._instances(),
         )
-        await self._bus.put(BUCKET, self._node, message)
+        await self._bus.put(BUCKET, self._node, fitting(message))
         self.last_put_at = anyio.current_time()
 
     def _judge_disk(self) -> None:
@@ -195,6 +197,22 @@ class Reporter:
                 remedy="make room: engines go on, but their logs have gaps and wishes are not kept",
             )
         )
+
+
+def fitting(message: NodeObserved, *, bytes_max: int = _MESSAGE_BYTES_MAX) -> NodeObserved:
+    """The report, without engines' last words if NATS would not take it with them.
+
+    A report that is refused looks like a node that is lost.
+    """
+    if len(message.encode()) <= bytes_max:
+        return message
+    instances = [
+        one.model_copy(update={"last_exit": one.last_exit.model_copy(update={"last_lines": []})})
+        if one.last_exit is not None
+        else one
+        for one in message.instances
+    ]
+    return message.model_copy(update={"instances": instances})
 
 
 def _disk_free_mib(path: Path) -> int | None:

@@ -1,7 +1,5 @@
 """ProcessRuntime: engines as plain processes, each under a runner that outlives the agent."""
 
-import hashlib
-import json
 import marshal
 import os
 import py_compile
@@ -11,25 +9,26 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from errno import EACCES, EDQUOT, ENOENT, ENOEXEC, ENOSPC, ENOTDIR
+from errno import EACCES, EAGAIN, EDQUOT, ENOENT, ENOEXEC, ENOSPC, ENOTDIR
 from pathlib import Path
 from secrets import token_hex
 from typing import Literal
 
 import anyio
+from cortex_shared import procfs
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts.commands import Start
 from cortex_shared.errors import NotFound, Unavailable
 from cortex_shared.logs import get_logger
 from pydantic import BaseModel, ValidationError
 
-from cortex_node_agent import procfs
 from cortex_node_agent.runtime import Ended, Orders, Usage
 from cortex_node_agent.store import StateFolder
 
 _log = get_logger("process")
 
 _SPAWN_SECONDS = 20.0
+_BEGIN_SECONDS = 5.0
 _BEYOND_GRACE_SECONDS = 10.0
 _LEFTOVER_SECONDS = 5.0
 # Not at once: the engine that was just started wants the CPU first.
@@ -45,7 +44,6 @@ class RunRecord(BaseModel, frozen=True):
     port: int
     restarts: int
     oom_kills: int
-    argv_hash: str
     runner_pid: int = 0
     runner_ticks: int = 0
     log_start: int = 0
@@ -102,6 +100,11 @@ class ProcessRun:
         with suppress(OSError):
             os.close(self._pidfd)
 
+    @property
+    def lives(self) -> bool:
+        """Whether its runner does."""
+        return procfs.is_same(self._record.runner_pid, self._record.runner_ticks)
+
     async def wait(self) -> Ended:
         if self._ended is None:
             await _exited(self._pidfd)
@@ -125,6 +128,9 @@ class ProcessRun:
         # The runner itself hangs (a disk that does not answer): the engine dies with it.
         self._signal(signal.SIGKILL)
         await self.wait()
+
+    def age_seconds(self) -> float:
+        return procfs.age_seconds(self._record.ticks)
 
     def usage(self) -> Usage | None:
         own = [found for found in procfs.processes() if found.session == self._record.pid]
@@ -179,7 +185,6 @@ class ProcessRuntime:
             port=orders.port,
             restarts=orders.restarts,
             oom_kills=procfs.oom_kills(),
-            argv_hash=hashlib.sha256(json.dumps(orders.argv).encode()).hexdigest(),
         )
         path = self._state.record(instance)
         try:
@@ -198,18 +203,26 @@ class ProcessRuntime:
             child.kill()
             child.wait()
             await _kill_leftovers(None, record.run)
-            if len(words) == 3 and words[2].strip() == orders.argv[0]:
-                raise _not_executed(orders.argv[0], int(words[1]))
-            raise _not_started(int(words[1]) if len(words) > 1 else None, "the runner failed")
+            number = int(words[1]) if len(words) > 1 and words[1].isdecimal() else None
+            if number == EAGAIN:
+                await self._end_other(instance)
+            if len(words) == 3 and number is not None and words[2].strip() == orders.argv[0]:
+                raise _not_executed(orders.argv[0], number)
+            raise _not_started(number, os.strerror(number) if number else "the runner failed")
         known = read_record(path) or record.model_copy(
             update={"pid": int(words[1]), "ticks": int(words[2]), "started_at": utc_now().timestamp()}
         )
         return ProcessRun(known, path, os.pidfd_open(child.pid), child)
 
+    async def _end_other(self, instance: str) -> None:
+        """A runner that was given its orders by an earlier agent came before ours."""
+        other = await self.find(instance)
+        if isinstance(other, ProcessRun):
+            _log.warning("engine.other_ended", instance=instance, pid=other.pid)
+            await other.kill()
+
     def _spawn(self, record: RunRecord, orders: Orders, path: Path) -> subprocess.Popen[bytes]:
-        head = record.model_dump_json(
-            include={"run", "boot_id", "start", "port", "restarts", "oom_kills", "argv_hash"}
-        )
+        head = record.model_dump_json(include={"run", "boot_id", "start", "port", "restarts", "oom_kills"})
         told = {
             "argv": list(orders.argv),
             "env": {**orders.env, "CORTEX_RUN": record.run},
@@ -279,7 +292,19 @@ class ProcessRuntime:
         if not procfs.is_same(record.runner_pid, record.runner_ticks):
             os.close(pidfd)
             return await _conclude(record)
-        return ProcessRun(record, path, pidfd, None)
+        run = ProcessRun(record, path, pidfd, None)
+        return run if record.pid else await self._begun(run, path)
+
+    async def _begun(self, run: ProcessRun, path: Path) -> ProcessRun | Ended | None:
+        """A run whose runner has not started the engine yet, when it has; it is ended if it never does."""
+        with anyio.move_on_after(_BEGIN_SECONDS):
+            while run.lives:
+                record = read_record(path)
+                if record is not None and record.pid:
+                    return await self.find(path.parent.name)
+                await anyio.sleep(0.01)
+        await run.kill()
+        return await run.wait()
 
 
 def read_record(path: Path) -> RunRecord | None:
@@ -351,6 +376,12 @@ def _not_executed(program: str, number: int) -> NotFound | Unavailable:
 
 
 def _not_started(number: int | None, text: str | None) -> Unavailable:
+    if number == EAGAIN:
+        return Unavailable(
+            "another runner of this instance, started by an earlier agent, was still there",
+            code="still_runs",
+            remedy="it is being ended; this one is started by itself",
+        )
     if number in (ENOSPC, EDQUOT):
         return Unavailable(
             "the disk of the agent's state folder is full",

@@ -14,6 +14,7 @@ One such process stays for every engine, so it imports nothing but what is built
 
 import _signal  # pyright: ignore[reportMissingImports] (built in, but without stubs)
 import errno
+import fcntl
 import marshal
 import os
 import select
@@ -23,6 +24,7 @@ import time
 SIGKILL, SIGTERM, SIGUSR1 = 9, 15, 10
 PR_SET_PDEATHSIG = 1
 READ_BYTES = 65_536
+PIPE_BYTES_MAX = 1 << 20
 # Room in the record for what is added to its head later, so that its end can be written on a full disk.
 RECORD_ROOM_BYTES = 512
 LEFTOVER_SECONDS = 5.0
@@ -257,8 +259,11 @@ class Watch:
         return bool(data)
 
     def drain(self) -> None:
-        """The last words: what is in the pipe when everything that could write to it is gone."""
-        while True:
+        """The last words: what is in the pipe when everything that could write to it is gone.
+
+        Not more than a pipe holds at most: something may have got away, and write on.
+        """
+        for _ in range(PIPE_BYTES_MAX // READ_BYTES):
             try:
                 data = os.read(self.output, READ_BYTES)
             except OSError:
@@ -308,6 +313,20 @@ def rename(name: str) -> None:
         pass  # only a name
 
 
+def hold(folder: str) -> None:
+    """Be the only runner of the instance, until we end: OSError (EAGAIN) if there is one.
+
+    Orders may be read late, when the agent that gave them has died and another has given its own.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OSError(errno.EAGAIN, "another runner holds it", folder) from error
+    except OSError:
+        pass  # a file system without locks
+
+
 def say(text: str) -> None:
     try:  # noqa: SIM105 (as above)
         os.write(1, text.encode())
@@ -336,6 +355,7 @@ def main() -> None:
     output, writing = os.pipe()
     os.set_blocking(output, False)
     try:
+        hold(os.path.dirname(orders["record"]))
         # Before the engine: one that could not be written down would be lost to the next agent.
         record.write(who)
         pid = spawn(orders["argv"], orders["env"], orders["cwd"], writing)

@@ -80,6 +80,10 @@ class Run(Protocol):
         """End it at once, with everything that belongs to it. Returns when it has ended."""
         ...
 
+    def age_seconds(self) -> float:
+        """How long ago it was started, whatever has been done to the clock since."""
+        ...
+
     def usage(self) -> Usage | None:
         """What it uses now; None when that cannot be known."""
         ...

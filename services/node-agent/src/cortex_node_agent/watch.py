@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
-from cortex_shared.clock import utc_now
 from cortex_shared.contracts.observed import Phase, Reason
 from cortex_shared.logs import get_logger
 
@@ -47,6 +46,8 @@ class Watcher:
         self._log = log
         self._bearer = bearer
         self._enter = enter
+        # Not by the clock on the wall: it may be set, and an engine that loads must not die of that.
+        self._began = anyio.current_time() - run.age_seconds()
         self._scanned = run.log_start
         self._markers = list(run.start.plan.markers)
         self._progress = Progress()
@@ -86,7 +87,7 @@ class Watcher:
         interval = min(_EAGER_SECONDS, plan.probe.starting_interval_seconds)
         while not await self._passes():
             self._scan()
-            elapsed = (utc_now() - self._run.started_at).total_seconds()
+            elapsed = anyio.current_time() - self._began
             if elapsed > plan.start_seconds_max:
                 return Verdict(
                     Reason(

@@ -78,3 +78,17 @@ async def test_a_lock_whose_file_was_removed_is_no_lock(tmp_path: Path) -> None:
     old.release()
     assert is_held(path)
     new.release()
+
+
+def test_a_disk_that_is_full_keeps_nobody_from_stopping(tmp_path: Path) -> None:
+    """A file size limit stands for the disk: writing fails in the same way."""
+    script = (
+        "import asyncio, pathlib, resource, sys\n"
+        "from cortex_cli.embedded.lock import UpLock\n"
+        "lock = asyncio.run(UpLock(pathlib.Path(sys.argv[1])).acquire())\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "lock.draining()\n"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path / "lock")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -15,9 +15,9 @@ import pytest
 from cortex_cli.embedded import supervisor as supervisor_module
 from cortex_cli.embedded.child import Child, Event, Happening
 from cortex_cli.embedded.layout import Home, read_json
-from cortex_cli.embedded.process import start_ticks
 from cortex_cli.embedded.supervisor import Supervisor
 from cortex_shared.errors import Conflict, CortexError, InvalidInput, NotFound, Unavailable
+from cortex_shared.procfs import start_ticks
 
 PATIENCE_SECONDS = 20
 

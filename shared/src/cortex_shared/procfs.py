@@ -1,6 +1,7 @@
-"""Processes as /proc shows them: identity, sessions, and what they use. One reader for the whole agent."""
+"""Processes as /proc shows them: identity, sessions, age, and what they use."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,6 +55,17 @@ def is_same(pid: int, start_ticks: int) -> bool:
     """Whether the process with this pid is alive and the one that started then (on this boot)."""
     found = stat(pid)
     return found is not None and found.alive and found.start_ticks == start_ticks
+
+
+def start_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when there is none, or a zombie."""
+    found = stat(pid)
+    return found.start_ticks if found is not None and found.alive else None
+
+
+def age_seconds(start_ticks: int) -> float:
+    """How long ago a process started that began at `start_ticks`; no setting of the clock changes it."""
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - start_ticks / _TICKS_PER_SECOND)
 
 
 def processes() -> Iterator[ProcessStat]:
