@@ -29,6 +29,8 @@ class Hub:
         self.corrupt = 0
         self.token: str | None = None
         self.slow = threading.Event()
+        self.pause: threading.Event | None = None
+        self.understated: dict[str, int] = {}
         self.asked: list[tuple[str, str | None]] = []
         hub = self
 
@@ -61,10 +63,10 @@ class Hub:
             siblings = [
                 {
                     "rfilename": name,
-                    "size": len(data),
+                    "size": self.understated.get(name, len(data)),
                     **(
                         {"lfs": {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
-                        if len(data) > 99
+                        if len(data) > 99 and name not in self.understated
                         else {}
                     ),
                 }
@@ -87,6 +89,13 @@ class Hub:
         request.end_headers()
         if self.cut_after:
             part = part[: self.cut_after.pop(0)]
+        pause, self.pause = self.pause, None
+        if pause is not None:
+            half = len(part) // 2
+            request.wfile.write(part[:half])
+            request.wfile.flush()
+            pause.wait(20)
+            part = part[half:]
         if self.slow.is_set():
             request.wfile.write(part[:1_200_000])
             request.wfile.flush()
@@ -262,3 +271,64 @@ async def test_a_stop_ends_a_download(hub: Hub, fleet: Fleet, agent: AgentUnderT
     await fleet.phase("i1", "fetching")
     await fleet.stop("i1", 2)
     await fleet.phase("i1", "stopped")
+
+
+async def test_a_fetch_that_was_given_up_spoils_nothing(hub: Hub, tmp_path: Path) -> None:
+    pause = hub.pause = threading.Event()
+    downloader = Downloader(tmp_path, hub.url)
+    file = ModelFile(repo_id=REPO, filename="a-Q4_K_M.gguf", format="gguf")
+    begun = threading.Event()
+
+    async def give_up() -> None:
+        await downloader.fetch(file, token=None, progress=lambda _done, _total: begun.set())
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(give_up)
+        await until(begun.is_set, "the first piece")
+        group.cancel_scope.cancel()
+    # The first one's thread still waits for bytes, with some that it has not written yet.
+    second = asyncio.ensure_future(downloader.fetch(file, token=None, progress=ignore))
+    await asyncio.wait([second], timeout=0.5)
+    pause.set()
+    path = await second
+    with anyio.move_on_after(0.5):
+        while path.stat().st_size == len(CONTENT):
+            await anyio.sleep(0.01)
+    assert path.read_bytes() == CONTENT
+
+
+async def test_a_file_longer_than_its_listing_is_not_taken_in(hub: Hub, tmp_path: Path) -> None:
+    hub.understated["a-Q4_K_M.gguf"] = 1_000_000
+    file = ModelFile(repo_id=REPO, filename="a-Q4_K_M.gguf", format="gguf")
+    told: list[int] = []
+    with anyio.move_on_after(1.5):
+        await Downloader(tmp_path, hub.url).fetch(
+            file, token=None, progress=lambda done, _total: told.append(done)
+        )
+    assert told
+    assert max(told) <= 1_000_000
+    assert not [path for path in tmp_path.rglob("*.gguf*") if path.stat().st_size > 1_000_000]
+
+
+async def test_a_repository_cannot_write_our_notes_nor_lead_out_by_them(hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "outside.txt").write_text("not a model")
+    note = f".cortex-{hashlib.sha256(b'*.txt').hexdigest()[:16]}.json"
+    poison = json.dumps({"files": ["../../../outside.txt"]})
+    hub.files |= {note: poison.encode(), "x\0y": b"", "a/../../b": b""}
+    root = tmp_path / "root"
+    folder = await fetch(hub, root)
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())[1:] == [
+        "a-Q4_K_M.gguf",
+        "config.json",
+        "sub/b.txt",
+    ]
+    (folder / note).write_text(poison)
+    assert Downloader(root, hub.url).present(ModelFile(repo_id=REPO, filename="*.txt")) is None
+
+
+@pytest.mark.parametrize("token", ["hf_hush\n", "hf_h\u00fcsh", "hf hush"])
+async def test_a_token_that_is_none_is_refused_and_not_shown(hub: Hub, tmp_path: Path, token: str) -> None:
+    with pytest.raises(Forbidden) as caught:
+        await fetch(hub, tmp_path, token=token, filename="a-Q4_K_M.gguf")
+    assert caught.value.code == "no_access"
+    assert token.strip() not in f"{caught.value.message} {caught.value.remedy}"

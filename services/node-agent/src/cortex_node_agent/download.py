@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import threading
-import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +33,11 @@ _TRIES_MAX = 5
 _WAIT_SECONDS = 0.5
 _TIMEOUT_SECONDS = 30.0
 _FILES_MAX = 10_000
+_LISTING_BYTES_MAX = 32 << 20
+_OWN_PREFIX = ".cortex-"
+_LOOK_SECONDS = 0.1
+# What may stand in a header. httpx says a value that may not, token and all, in its error.
+_TOKEN = re.compile(r"[!-~]{1,4096}")
 # Left free on the disk after a download: a full disk breaks more than the model.
 _SPARE_BYTES = 256 << 20
 
@@ -60,6 +64,7 @@ class Downloader:
         self._root = root
         self._endpoint = endpoint.rstrip("/")
         self._locks: dict[str, anyio.Lock] = {}
+        self._writing: dict[str, threading.Lock] = {}
 
     def present(self, file: ModelFile) -> Path | None:
         """Where the file is if it was fetched before; no network is needed then. Blocks."""
@@ -68,10 +73,10 @@ class Downloader:
             path = folder / file.filename
             return path if path.is_file() else None
         try:
-            names: list[str] = json.loads(self._listing(file).read_text())["files"]
+            names = [str(name) for name in json.loads(self._listing(file).read_text())["files"]]
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        if names and all((folder / name).is_file() for name in names):
+        if names and all(_is_safe(name) and (folder / name).is_file() for name in names):
             return _entry(folder, file, names)
         return None
 
@@ -86,10 +91,25 @@ class Downloader:
         async with lock:
             try:
                 return await anyio.to_thread.run_sync(
-                    self._fetch, file, token, progress, cancelled, abandon_on_cancel=True
+                    self._fetch_alone, file, token, progress, cancelled, abandon_on_cancel=True
                 )
             finally:
                 cancelled.set()
+
+    def _fetch_alone(
+        self, file: ModelFile, token: str | None, progress: Progress, cancelled: threading.Event
+    ) -> Path:
+        """Once the thread of a fetch that was given up has let go: it may sit in a read for a while yet, and
+        its last bytes would end up in the middle of ours.
+        """
+        writing = self._writing.setdefault(str(self._folder(file)), threading.Lock())
+        while not writing.acquire(timeout=_LOOK_SECONDS):
+            if cancelled.is_set():
+                raise _Cancelled
+        try:
+            return self._fetch(file, token, progress, cancelled)
+        finally:
+            writing.release()
 
     def _folder(self, file: ModelFile) -> Path:
         repo, revision = file.repo_id or "", file.revision or "main"
@@ -102,13 +122,16 @@ class Downloader:
             )
         if file.filename and (file.filename.startswith("/") or ".." in file.filename.split("/")):
             raise InvalidInput(
-                f"{file.filename!r} leads out of the repository", code="bad_file", field="filename"
+                f"{file.filename!r} leads out of the repository",
+                code="bad_file",
+                field="filename",
+                remedy="write it as the repository's list of files does",
             )
         return self._root / (repo if revision == "main" else f"{repo}@{revision.replace('/', '_')}")
 
     def _listing(self, file: ModelFile) -> Path:
         name = hashlib.sha256((file.filename or "").encode()).hexdigest()[:16]
-        return self._folder(file) / f".cortex-{name}.json"
+        return self._folder(file) / f"{_OWN_PREFIX}{name}.json"
 
     def _fetch(
         self, file: ModelFile, token: str | None, progress: Progress, cancelled: threading.Event
@@ -119,10 +142,17 @@ class Downloader:
         import httpx  # here: it costs 10 MiB, and most hosts' agents never download
 
         folder = self._folder(file)
+        if token and _TOKEN.fullmatch(token) is None:
+            raise Forbidden(
+                "the model's Hugging Face token holds characters that no token has",
+                code="no_access",
+                field="hf_token",
+                remedy="set hf_token again, without spaces, line ends or quotes around it",
+            )
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # Redirects to other hosts are followed without the header (httpx strips it).
         with httpx.Client(headers=headers, timeout=_TIMEOUT_SECONDS, follow_redirects=True) as client:
-            wanted = _select(self._list(client, file), file)
+            wanted = _select(self._list(client, file, cancelled), file)
             try:
                 self._fetch_all(client, file, wanted, progress, cancelled)
                 names = [remote.name for remote in wanted]
@@ -164,19 +194,16 @@ class Downloader:
             one.fetch(lambda bytes_done, before=done: progress(before + bytes_done, total))
             done += remote.size
 
-    def _list(self, client: Any, file: ModelFile) -> list[RemoteFile]:
+    def _list(self, client: Any, file: ModelFile, cancelled: threading.Event) -> list[RemoteFile]:
         revision = quote(file.revision or "main", safe="")
         url = f"{self._endpoint}/api/models/{file.repo_id}/revision/{revision}"
         for tries in range(1, _TRIES_MAX + 1):
             try:
                 with _translated(file.repo_id or ""):
-                    answer = client.get(url, params={"blobs": "true"})
-                    answer.raise_for_status()
-                    return [_remote(entry) for entry in answer.json()["siblings"][:_FILES_MAX]]
+                    return [_remote(entry) for entry in _siblings(client, url, file.repo_id or "")]
             except Unavailable:
-                if tries == _TRIES_MAX:
+                if tries == _TRIES_MAX or cancelled.wait(_WAIT_SECONDS * tries):
                     raise
-                time.sleep(_WAIT_SECONDS * tries)
         raise AssertionError("unreachable")
 
 
@@ -227,15 +254,20 @@ class _OneFile:
                 for piece in answer.iter_bytes():
                     if self._cancelled.is_set():
                         raise _Cancelled
-                    target.write(piece)
                     size += len(piece)
+                    if size > self._remote.size:
+                        target.truncate(0)
+                        raise Unavailable(
+                            f"{self._remote.name} is longer than its repository says",
+                            code="download_failed",
+                            remedy="it is fetched again by itself; see whether a proxy alters files",
+                        )
+                    target.write(piece)
                     progress(size)
 
     def _finish(self) -> None:
         size = _size(self._partial)
         if size != self._remote.size:
-            if size > self._remote.size:
-                self._partial.unlink(missing_ok=True)
             raise Unavailable(
                 f"{self._remote.name} has {self._remote.size} bytes and {size} came",
                 code="download_failed",
@@ -253,6 +285,29 @@ class _OneFile:
         self._partial.rename(self._path)
 
 
+def _siblings(client: Any, url: str, repo: str) -> list[dict[str, Any]]:
+    body = bytearray()
+    with client.stream("GET", url, params={"blobs": "true"}) as answer:
+        answer.raise_for_status()
+        for piece in answer.iter_bytes():
+            body += piece
+            if len(body) > _LISTING_BYTES_MAX:
+                raise _too_long(repo)
+    found: list[dict[str, Any]] = json.loads(bytes(body))["siblings"]
+    if len(found) > _FILES_MAX:
+        raise _too_long(repo)
+    return found
+
+
+def _too_long(repo: str) -> InvalidInput:
+    return InvalidInput(
+        f"the list of files of {repo} is too long (more than {_FILES_MAX} files)",
+        code="bad_file",
+        field="repo_id",
+        remedy="copy what the model needs to this host, and name it by local_path",
+    )
+
+
 def _remote(entry: dict[str, Any]) -> RemoteFile:
     large: dict[str, Any] = entry.get("lfs") or {}
     size = large.get("size") or entry.get("size") or 0
@@ -261,7 +316,7 @@ def _remote(entry: dict[str, Any]) -> RemoteFile:
 
 def _select(remote: list[RemoteFile], file: ModelFile) -> list[RemoteFile]:
     chosen = [one for one in remote if file.filename is None or fnmatch.fnmatchcase(one.name, file.filename)]
-    safe = [one for one in chosen if not one.name.startswith("/") and ".." not in one.name.split("/")]
+    safe = [one for one in chosen if _is_safe(one.name)]
     if not safe:
         raise NotFound(
             f"{file.repo_id} has no file {file.filename}",
@@ -277,6 +332,14 @@ def _entry(folder: Path, file: ModelFile, names: list[str]) -> Path:
     if file.filename is None or file.format == "folder":
         return folder
     return folder / sorted(names)[0]
+
+
+def _is_safe(name: str) -> bool:
+    """Whether a name that the repository gives is one of a file in it, and none of our own notes."""
+    parts = name.split("/")
+    return name.isprintable() and all(
+        part not in ("", ".", "..") and not part.startswith(_OWN_PREFIX) for part in parts
+    )
 
 
 def _is_pattern(filename: str) -> bool:
@@ -313,7 +376,7 @@ def _translated(what: str) -> Generator[None]:
         yield
     except httpx.HTTPStatusError as error:
         raise _refused(what, error.response.status_code) from error
-    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, AttributeError) as error:
         raise Unavailable(
             f"{what} could not be fetched: {str(error) or type(error).__name__}",
             code="download_failed",

@@ -51,8 +51,9 @@ async def _file(host: Host, file: ModelFile, token: str | None, fetching: Fetchi
     if path is None:
         fetching(None)
         path = await host.downloader.fetch(file, token=token, progress=_progress(fetching))
-    await anyio.to_thread.run_sync(host.roots.check, path, file.format)
-    return str(path)
+    # As any other file: the folder may have been led elsewhere by a link.
+    found = file.model_copy(update={"path": str(path)})
+    return str(await anyio.to_thread.run_sync(host.roots.find, found))
 
 
 def _progress(fetching: Fetching) -> Callable[[int, int], None]:
