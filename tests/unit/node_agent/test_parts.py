@@ -51,6 +51,13 @@ def plan(**fields: object) -> Plan:
         ({"env": {"LD_PRELOAD": "x"}}, "env_not_allowed"),
         ({"env": {"CORTEX_MASTER_KEY": "x"}}, "env_not_allowed"),
         ({"secrets": {"PATH": "x"}}, "env_not_allowed"),
+        # Each makes an interpreter or a library load code from where it says.
+        ({"env": {"PYTHONUSERBASE": "/models/evil"}}, "env_not_allowed"),
+        ({"env": {"OPENSSL_CONF": "/models/evil.cnf"}}, "env_not_allowed"),
+        ({"env": {"CC": "/models/evil"}}, "env_not_allowed"),
+        # Whatever the plan says of itself.
+        ({"argv": ["--trust-remote-code"]}, "remote_code"),
+        ({"argv": ["--trust_remote=true"]}, "remote_code"),
         ({"env": {"A=B": "x"}}, "bad_plan"),
         ({"argv": ["a\0b"]}, "bad_plan"),
     ],
@@ -59,6 +66,18 @@ def test_policy_refuses(fields: dict[str, object], code: str) -> None:
     with pytest.raises(CortexError) as caught:
         policy.check(plan(**fields), remote_code=False)
     assert caught.value.code == code
+
+
+def test_policy_lets_pass_what_does_no_harm() -> None:
+    harmless = plan(env={"PYTHONUNBUFFERED": "1", "VLLM_USE_V1": "1"}, argv=["--port", "1"])
+    policy.check(harmless, remote_code=False)
+    policy.check(plan(remote_code=True, argv=["--trust-remote-code"]), remote_code=True)
+
+
+def test_a_secret_that_no_environment_can_hold_is_refused_and_not_shown() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        policy.environment(plan(), inherited={}, host={}, secrets={"S": "hush\0"})
+    assert "hush" not in caught.value.message
 
 
 def test_fill() -> None:
@@ -119,6 +138,14 @@ def test_work_without_any_movement_is_counted() -> None:
     assert progress.still_seconds(look(20, 5.1)) == 20  # a hundredth of a core: threads that wait
     assert progress.still_seconds(look(30, 5.1, tokens=1)) == 0
     assert progress.still_seconds(look(40, 5.1, tokens=1)) == 10
+
+
+def test_time_without_work_is_not_stillness() -> None:
+    progress = Progress()
+    # The agent was stopped for an hour between two looks, and a request has just come.
+    assert progress.still_seconds(look(0, 5.0, running=0)) == 0
+    assert progress.still_seconds(look(3600, 6.0)) == 0
+    assert progress.still_seconds(look(3610, 6.0)) == 10
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,8 @@ class Progress:
             self._still_since = None
             return 0.0
         if self._still_since is None:
-            self._still_since = before.at
+            # What it did before it had work says nothing: the looks may lie far apart.
+            self._still_since = before.at if _has_work(before) else look.at
         return look.at - self._still_since
 
 
