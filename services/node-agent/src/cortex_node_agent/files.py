@@ -13,6 +13,8 @@ from cortex_shared.logs import get_logger
 
 _log = get_logger("files")
 
+_ENTRIES_MAX = 20_000
+
 
 class ModelRoots:
     """The folders in which models may lie. Nothing outside is read, wherever a symbolic link leads."""
@@ -95,6 +97,21 @@ class ModelRoots:
         if not os.access(path, os.R_OK):
             raise _unreadable(path)
         return None
+
+    @staticmethod
+    def size_bytes(path: Path) -> int | None:
+        """Of a file, or of all files in a folder; None when it cannot be known, or would take too long."""
+        if path.is_file():
+            return path.stat().st_size
+        total = 0
+        for count, entry in enumerate(path.rglob("*")):
+            if count >= _ENTRIES_MAX:
+                return None
+            try:
+                total += entry.stat().st_size if entry.is_file() else 0
+            except OSError:
+                return None
+        return total
 
     def find(self, file: ModelFile) -> Path:
         """Locate and check a file that names a path. Errors as `locate` and `check`; blocks."""

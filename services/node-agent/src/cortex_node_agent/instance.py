@@ -49,6 +49,7 @@ class Instance:
         self._restarts = 0
         self._failures = 0
         self._failure: decide.Failure | None = None
+        self._told: str | None = None
         self._tried_generation = 0
         self._prepared_generation = 0
         self._log = EngineLog(host.state.log(desired.start.instance))
@@ -151,6 +152,7 @@ class Instance:
         generation = desired.generation
         if generation != self._tried_generation:
             self._tried_generation, self._failures, self._restarts = generation, 0, 0
+            self._told = None
         self._enter("placed")
         orders = await self._unless_woken(lambda: self._prepare(desired))
         if orders is None:
@@ -190,6 +192,13 @@ class Instance:
                 code="host_error",
                 remedy="see the agent's log and the disk; it is tried again by itself",
             )
+        except Exception:  # noqa: BLE001 (a bug that one plan brings out must not end the agent of all others)
+            _log.exception("instance.prepare_failed", instance=desired.start.instance)
+            return Unavailable(
+                "the agent failed over this plan, which is a fault of Cortex",
+                code="agent_error",
+                remedy="report it with the agent's log; it is tried again by itself",
+            )
 
     def _fetching(self, ratio: float | None) -> None:
         if self._phase not in ("placed", "fetching"):
@@ -209,9 +218,10 @@ class Instance:
 
     def _fail(self, reason: Reason, wait: float, desired: Desired) -> None:
         self._failure = decide.Failure(desired.generation, anyio.current_time() + wait)
-        again = self._phase == "failed" and self._reason == reason
         self._enter("failed", reason, next_try_at=utc_now() + timedelta(seconds=wait))
-        if not again:
+        # Once until it is ready again or fails otherwise: tries go on for as long as it is wanted.
+        if self._told != reason.code:
+            self._told = reason.code
             self._host.tell(
                 "instance.failed", reason.message, desired.start, level="error", data={"code": reason.code}
             )
@@ -251,6 +261,8 @@ class Instance:
 
     def _enter_watched(self, phase: Phase, reason: Reason | None = None) -> None:
         run = self._run
+        if phase == "ready":
+            self._told = None
         if phase == "ready" and run is not None and self._ready_at is None:
             self._ready_at = utc_now()
             self._host.state.save_ready(run.start.instance, ReadyMark(run=run.id, at=self._ready_at))

@@ -5,7 +5,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from cortex_shared.errors import Conflict
+from cortex_shared.errors import Conflict, InvalidInput
 
 
 class StateLock:
@@ -16,8 +16,19 @@ class StateLock:
         self._fd: int | None = None
 
     def take(self) -> None:
-        """Raises Conflict (`agent.already_runs`) naming the holder's pid."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Raises Conflict (`agent.already_runs`) naming the holder's pid.
+
+        InvalidInput (`agent.state_folder`): the folder cannot be written.
+        """
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise InvalidInput(
+                f"the state folder cannot be written: {self._path}: {error.strerror}",
+                code="agent.state_folder",
+                field="state",
+                remedy="let the agent's user write to it, make room on its disk, or pass another --state",
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,13 +13,16 @@ from cortex_shared.contracts.rpc import (
     LogsRequest,
     node_rpc_subject,
 )
-from cortex_shared.errors import CortexError, NotFound
+from cortex_shared.errors import CortexError, NotFound, Unavailable
 from cortex_shared.ids import check_token
 
 from cortex_node_agent.agent import Agent
 from cortex_node_agent.engine_logs import EngineLog
 from cortex_node_agent.files import ModelRoots
 from cortex_node_agent.store import StateFolder
+
+# NATS takes 1 MiB unless it is told otherwise.
+_REPLY_BYTES_MAX = 900_000
 
 
 class Rpc:
@@ -54,16 +57,28 @@ class Rpc:
                     remedy="it never ran here, or its log was too old and has been removed",
                 )
             return LogsReply(text="", next_offset=0, ended=False)
-        log = EngineLog(folder)
-        if request.offset is None:
-            piece = log.tail(request.tail_lines, request.bytes_max)
-        else:
-            piece = log.read(request.offset, request.bytes_max)
-        return LogsReply(
-            text=piece.text,
-            next_offset=piece.next_offset,
-            ended=not running and piece.next_offset >= piece.end,
-        )
+        log, bytes_max = EngineLog(folder), request.bytes_max
+        while True:
+            try:
+                if request.offset is None:
+                    piece = log.tail(request.tail_lines, bytes_max)
+                else:
+                    piece = log.read(request.offset, bytes_max)
+            except OSError as error:
+                raise Unavailable(
+                    f"the log of instance {request.instance} cannot be read: {error.strerror}",
+                    code="log_unreadable",
+                    remedy="see the disk of the agent's state folder",
+                ) from error
+            reply = LogsReply(
+                text=piece.text,
+                next_offset=piece.next_offset,
+                ended=not running and piece.next_offset >= piece.end,
+            )
+            # A control character takes six bytes in JSON: what is too long for NATS would never arrive.
+            if len(reply.encode()) <= _REPLY_BYTES_MAX:
+                return reply
+            bytes_max //= 2
 
     async def _inspect(self, request: InspectRequest, _subject: str) -> InspectReply:
         return await anyio.to_thread.run_sync(self._inspect_file, request)
@@ -74,11 +89,18 @@ class Rpc:
             found = self._roots.locate(path)
             path = str(found)
             info = self._roots.check(found, request.format)
-            size = info.file_bytes if info else _size(found)
+            size = info.file_bytes if info else self._roots.size_bytes(found)
         except CortexError as error:
             return InspectReply(
                 path=path, problem=Reason(code=error.code, message=error.message, remedy=error.remedy)
             )
+        except OSError as error:
+            problem = Reason(
+                code="bad_file",
+                message=f"{path} cannot be looked at: {error.strerror}",
+                remedy="let the agent's user read it, and see that its disk answers",
+            )
+            return InspectReply(path=path, problem=problem)
         if info is None:
             return InspectReply(path=path, size_bytes=size)
         return InspectReply(
@@ -95,9 +117,3 @@ class Rpc:
             has_chat_template=info.has_chat_template,
             pooling=info.pooling,
         )
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -77,8 +77,14 @@ class Saver:
     def _write(self, memory: FleetMemory | None, wishes: dict[str, Desired | None]) -> None:
         if memory is not None:
             self._state.save_memory(memory)
+        failed: OSError | None = None
         for instance, desired in wishes.items():
-            if desired is None:
-                self._state.remove(instance)
-            else:
-                self._state.save_desired(desired)
+            try:
+                if desired is None:
+                    self._state.remove(instance)
+                else:
+                    self._state.save_desired(desired)
+            except OSError as error:  # of one folder, perhaps: the others' wishes are kept all the same
+                failed = error
+        if failed is not None:
+            raise failed
