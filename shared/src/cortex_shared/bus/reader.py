@@ -127,7 +127,7 @@ class _Consumer:
         nc = self._session.nc
         inbox = nc.new_inbox()
         send, receive = anyio.create_memory_object_stream[Msg](_BUFFER_MAX)
-        self._send = send
+        self._send, self._receive = send, receive
         self._subscription = await nc.subscribe(inbox, cb=self._into(send))
         info = await self._session.js.add_consumer(
             self._stream,
@@ -149,6 +149,7 @@ class _Consumer:
 
     async def __aexit__(self, *_: object) -> None:
         self._send.close()
+        self._receive.close()
         with anyio.move_on_after(1, shield=True), suppress(*NOT_NOW):
             await self._subscription.unsubscribe()
             if not self._session.lost.is_set():
