@@ -8,6 +8,7 @@ from collections.abc import Callable
 import anyio
 import pytest
 from cortex_shared.bus import Mirror
+from cortex_shared.contracts import observed
 from cortex_shared.contracts.events import STREAM as EVENTS
 from cortex_shared.contracts.events import SUBJECTS, Event
 from cortex_shared.contracts.routes import RoutingTable
@@ -61,8 +62,18 @@ async def test_an_emptied_redis_gets_its_table_again(bench: Bench) -> None:
     await bench.servers.flush_redis()
     after = await bench.table(seconds=3)
     assert after.routes == before.routes
+    # Gateways pass over a table whose number they have seen.
+    assert (after.term, after.version) > (before.term, before.version)
     await bench.servers.empty("redis")
     assert (await bench.table(seconds=5)).routes == before.routes
+
+
+async def test_a_node_speaks_for_itself_only(bench: Bench) -> None:
+    await begin(bench)
+    await bench.put(observed.BUCKET, "n2", node("n1", 9, instance("evil")))
+    # What follows in the same stream proves that it has been seen.
+    await bench.hear(node("n3", 1, instance("b")))
+    await bench.table(serving("a", "b"))
 
 
 async def test_an_emptied_nats_removes_nothing(bench: Bench) -> None:

@@ -1,6 +1,6 @@
 """State and projection: what is routed, and what never removes a route or an endpoint."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cortex_monitor.settings import EjectionSettings, LivenessSettings
@@ -194,7 +194,14 @@ def test_a_value_read_again_proves_no_life(fleet: Fleet) -> None:
 def test_an_older_state_from_a_restored_store_is_not_believed(fleet: Fleet) -> None:
     fleet.hear(node("n", 7, instance("a")))
     assert not fleet.hear(node("n", 3, instance("a", "loading")), heard=False)
+    earlier_agent = node("n", 99, instance("a", "loading")).model_copy(
+        update={"agent_started_at": WALL - timedelta(days=1)}
+    )
+    assert not fleet.hear(earlier_agent, heard=False)
     assert fleet.endpoints() == ["a"]
+    # Of an agent that speaks now it is believed: its host's clock may have been set back.
+    assert fleet.hear(earlier_agent)
+    assert fleet.endpoints() == []
 
 
 def test_evidence_takes_one_of_two_out_and_lets_it_try_again(fleet: Fleet) -> None:

@@ -52,6 +52,7 @@ class Publisher:
         self._written: list[Route] | None = None
         self._stands: tuple[int, int] | None = None
         self._term = 0
+        self._version = 0
         self._checked_at = 0.0
         self._news = anyio.Event()
         self.problem: str | None = None
@@ -109,7 +110,7 @@ class Publisher:
         table = await self._read()
         self._stands = None if table is None else (table.term, table.version)
         self._written = None if table is None else table.routes
-        self._term = self._lease.term
+        self._term, self._version = self._lease.term, 0
         self._offer = None
         self._on_adopt(table)
 
@@ -128,7 +129,10 @@ class Publisher:
 
     async def _write(self, offer: Offer) -> None:
         stands = self._stands
-        version = stands[1] + 1 if stands is not None and stands[0] == self._term else 1
+        # Of a Redis that came back empty, too, it only grows: gateways pass over a table whose number they
+        # have seen.
+        stood = stands[1] if stands is not None and stands[0] == self._term else 0
+        version = self._version = max(stood, self._version) + 1
         table = RoutingTable(
             term=self._term,
             version=version,

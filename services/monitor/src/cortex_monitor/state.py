@@ -62,6 +62,8 @@ class FleetState:
             node = self.nodes[observed.node] = Node(observed.node, heard_at=now)
         before = node.observed
         same_agent = before is not None and before.agent_started_at == observed.agent_started_at
+        if before is not None and not heard and observed.agent_started_at < before.agent_started_at:
+            return False  # of an older store, and of an earlier agent
         if same_agent and before is not None and observed.heartbeat < before.heartbeat:
             return False  # of an older store
         repeated = same_agent and before is not None and observed.heartbeat == before.heartbeat

@@ -210,6 +210,10 @@ class Watch:
         except InvalidInput as error:
             _log.error("observed.unreadable", node=key, error=error.message)
             return False
+        if observed.node != key:
+            # NATS lets a node write its own key only; under it, it may speak for nobody else.
+            _log.error("observed.refused", node=key, claims=observed.node)
+            return False
         return self._state.fold_observed(observed, now, wall=utc_now(), heard=heard)
 
     def _load_verdicts(self) -> None:
