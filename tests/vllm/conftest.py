@@ -29,7 +29,7 @@ def program() -> str:
 
 @pytest.fixture(scope="session")
 def fleet(program: str) -> Iterator[Fleet]:
-    """Up, with the folder `tiny` among its model files, and no model yet."""
+    """Up, with the folders `tiny` and `vectors` (an embedding model) among its model files, and no model."""
     with (
         TemporaryDirectory(prefix="cortex-vllm-", ignore_cleanup_errors=True) as folder,
         system_in(Path(folder)) as system,
@@ -47,5 +47,6 @@ def fleet(program: str) -> Iterator[Fleet]:
         system.start()
         models = system.home / "models"
         write_tiny_model(models / "tiny.gguf", hf_dir=models / "tiny")
+        write_tiny_model(models / "vectors.gguf", kind="embed", hf_dir=models / "vectors")
         with Fleet.of(system) as fleet:
             yield fleet
