@@ -42,7 +42,7 @@ async def test_an_engine_is_kept_that_was_found_before_its_runner_had_started_it
 ) -> None:
     agent.start()
     await fleet.start("i1", env={"FAKE_LOAD_SECONDS": "4"})
-    starting = await until(lambda: (one := fleet.instance("i1")) and one.pid and one, "an engine")
+    starting = await until(lambda: one if (one := fleet.instance("i1")) and one.pid else None, "an engine")
     agent.kill()
     path = agent.state / "instances" / "i1" / "run.json"
     whole = path.read_text()
@@ -62,7 +62,7 @@ async def test_an_engine_is_kept_that_was_found_before_its_runner_had_started_it
 async def test_setting_the_clock_ends_no_engine_that_loads(fleet: Fleet, agent: AgentUnderTest) -> None:
     agent.start()
     await fleet.start("i1", env={"FAKE_LOAD_SECONDS": "4"}, start_seconds_max=60)
-    starting = await until(lambda: (one := fleet.instance("i1")) and one.pid and one, "an engine")
+    starting = await until(lambda: one if (one := fleet.instance("i1")) and one.pid else None, "an engine")
     agent.kill()
     path = agent.state / "instances" / "i1" / "run.json"
     record = json.loads(path.read_text())
