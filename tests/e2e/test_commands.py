@@ -76,7 +76,7 @@ def test_starting_what_runs_and_stopping_what_does_not_is_fine(system: System, s
     before = system.json("instances", "list")
     assert system.json("models", "start", "story")["state"] == "running"
     assert [found["pid"] for found in system.json("instances", "list")] == [found["pid"] for found in before]
-    system.cortex("models", "create", "idle", "--engine=llamacpp", "--set", f"local_path={story}")
+    system.cortex("models", "create", "idle", "--set", f"local_path={story}")
     assert system.json("models", "stop", "idle")["state"] == "stopped"
     system.cortex("models", "delete", "idle")
 

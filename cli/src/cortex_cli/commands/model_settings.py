@@ -27,6 +27,19 @@ def read_body(words: Sequence[str] | None, file: Path | None, schema: Json) -> J
     return body
 
 
+def new_model_body(api: Api, words: Sequence[str] | None, file: Path | None, engine: str | None) -> Json:
+    """The body of a new model; its engine is what is said, or what the name of a GGUF file tells.
+
+    Raises InvalidInput, and what asking the API for its schema raises.
+    """
+    body = read_body(words, file, schema_of(api, engine))
+    if engine is not None:
+        body["engine_type"] = engine
+    elif any(str(body.get(name, "")).endswith(".gguf") for name in ("local_path", "filename")):
+        body.setdefault("engine_type", "llamacpp")
+    return body
+
+
 def schema_of(api: Api, engine_type: str | None) -> Json:
     """The JSON Schema of a new model of an engine, with the API's `$defs`; empty for an unknown engine."""
     components = cast("Json", api.get("/openapi.json").get("components") or {})

@@ -63,19 +63,19 @@ def create(
     name: Annotated[str | None, typer.Argument(help="The model's name.")] = None,
     settings: Settings = None,
     file: SettingsFile = None,
-    engine: Annotated[str | None, typer.Option(help="llamacpp, vllm or external.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="llamacpp (understood for a .gguf file), vllm or external.")
+    ] = None,
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
     as_json: Json = False,
 ) -> None:
     """A new model, stopped. Its fields: `cortex models create NAME --set local_path=x.gguf --set ngl=99`."""
-    from cortex_cli.commands.model_settings import read_body, schema_of
+    from cortex_cli.commands.model_settings import new_model_body
 
     with Session.of(context).api() as api:
-        body = read_body(settings, file, schema_of(api, engine))
+        body = new_model_body(api, settings, file, engine)
         if name is not None:
             body["name"] = name
-        if engine is not None:
-            body["engine_type"] = engine
         found = api.create_model(body)
         if start:
             found = api.start_model(str(found["id"]))
@@ -148,16 +148,16 @@ def dry_run(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="An existing model.")] = None,
     settings: Settings = None,
     file: SettingsFile = None,
-    engine: Annotated[str | None, typer.Option(help="llamacpp, vllm or external.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="llamacpp (understood for a .gguf file), vllm or external.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The exact plan and where it would run, without running it: of a model, or of settings alone."""
-    from cortex_cli.commands.model_settings import read_body, schema_of
+    from cortex_cli.commands.model_settings import new_model_body
 
     with Session.of(context).api() as api:
-        body = read_body(settings, file, schema_of(api, engine)) if settings or file or not model else None
-        if body is not None and engine is not None:
-            body["engine_type"] = engine
+        body = new_model_body(api, settings, file, engine) if settings or file or not model else None
         found = api.dry_run(model, body)
     if as_json or not sys.stdout.isatty():
         output.as_json(found)
