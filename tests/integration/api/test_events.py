@@ -187,6 +187,27 @@ async def test_streams_are_bounded(api: ApiUnderTest) -> None:
                 await asyncio.sleep(0.05)
 
 
+def test_audit_is_read_by_administrators(api: ApiUnderTest) -> None:
+    with api.client() as client:
+        for name in ("one", "two", "three"):
+            client.post("/keys", json={"name": f"audited-{name}"})
+        viewer = client.post("/keys", json={"name": "looks", "role": "viewer"}).json()["key"]
+        page = client.get("/audit", params={"action": "key", "limit": 2}).json()
+        assert [item["action"] for item in page["items"]] == ["key.created"] * 2
+        assert page["items"][0]["actor"] == "admin"
+        older = client.get(
+            "/audit", params={"action": "key", "limit": 500, "cursor": page["next_cursor"]}
+        ).json()
+        ids = [item["id"] for item in page["items"] + older["items"]]
+        assert ids == sorted(ids, reverse=True)
+        assert older["next_cursor"] is None
+        target = page["items"][0]["target"]
+        assert len(client.get("/audit", params={"target": target}).json()["items"]) == 1
+        assert client.get("/audit", params={"actor": "nobody"}).json()["items"] == []
+    with api.client(viewer) as client:
+        assert client.get("/audit").status_code == 403
+
+
 def test_open_streams_do_not_hold_up_a_stop(api: ApiUnderTest) -> None:
     # Last in this module: it ends the module's process.
     with api.client() as client, client.stream("GET", "/events") as answer:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
+from cortex_api.events import audit
 from cortex_api.events import routes as events
 from cortex_api.instances import routes as instances
 from cortex_api.keys import routes as keys
@@ -27,6 +28,7 @@ _TAGS = [
     {"name": "nodes", "description": "Hosts with an agent."},
     {"name": "keys", "description": "API keys of people and programs."},
     {"name": "events", "description": "What happened."},
+    {"name": "audit", "description": "Who changed what."},
     {"name": "usage", "description": "Requests and tokens, counted."},
     {"name": "status", "description": "The fleet at a glance."},
 ]
@@ -51,7 +53,7 @@ def create_app(state: AppState) -> ASGIApp:
     )
     app.state.cortex = state
     api = APIRouter(prefix=PREFIX)
-    for domain in (models, details, instances, nodes, keys, events, usage, status):
+    for domain in (models, details, instances, nodes, keys, events, audit, usage, status):
         api.include_router(domain.router)
     app.include_router(api)
     app.router.routes.extend(health_routes(state.readiness, state.metrics))

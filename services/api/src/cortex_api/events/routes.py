@@ -3,22 +3,23 @@
 from datetime import datetime
 from typing import Annotated, Literal
 
-from cortex_shared.errors import InvalidInput, Unauthorized, Unavailable
+from cortex_shared.errors import Forbidden, InvalidInput, Unauthorized, Unavailable
 from fastapi import APIRouter, Header, Query
-from pydantic import AwareDatetime, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from cortex_api.deps import State, Viewer
 from cortex_api.events import service
 from cortex_api.events.service import StoredEvent, Wanted
+from cortex_api.rest.bodies import Moment
 from cortex_api.rest.errors import error_responses
 from cortex_api.rest.live import LiveResponse, Write
 from cortex_api.rest.pages import Cursor, Limit, Page, decode_number, encode_cursor
 
 router = APIRouter(prefix="/events", tags=["events"])
 
-_MOMENT: TypeAdapter[datetime] = TypeAdapter(AwareDatetime)
+_MOMENT: TypeAdapter[datetime] = TypeAdapter(Moment)
 
 Filter = Annotated[str | None, Query(max_length=256)]
 
@@ -111,11 +112,12 @@ def _since(since: str | None) -> tuple[int | None, datetime | None]:
 
 
 async def caller_may_stay(request: Request, state: State) -> bool:
-    """Whether the key of a long response is still good; a Postgres that is away changes nothing."""
+    """Whether the key of a long response still allows it; a Postgres that is away changes nothing."""
     client = request.client.host if request.client else None
     try:
-        await state.principals.find(request.headers.get("authorization"), client)
-    except Unauthorized:
+        caller = await state.principals.find(request.headers.get("authorization"), client)
+        caller.require("viewer")
+    except (Unauthorized, Forbidden):
         return False
     except Unavailable:
         return True

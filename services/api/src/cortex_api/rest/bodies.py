@@ -1,11 +1,23 @@
 """Body: the base of what a request may carry; an unknown field is an error that names the nearest known."""
 
-from typing import Any
+from datetime import datetime
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from cortex_api.rest.errors import UNKNOWN_FIELD
+
+
+def _sensible(moment: datetime) -> datetime:
+    # At the ends of the calendar neither time zones nor Postgres' own dates can be computed with.
+    if not _YEAR_MIN <= moment.year <= _YEAR_MAX:
+        raise ValueError(f"the year is to be between {_YEAR_MIN} and {_YEAR_MAX}")
+    return moment
+
+
+_YEAR_MIN, _YEAR_MAX = 1970, 9000
+type Moment = Annotated[AwareDatetime, AfterValidator(_sensible)]
 
 
 class Body(BaseModel):

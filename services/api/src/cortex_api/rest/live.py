@@ -4,9 +4,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import anyio
+from cortex_shared.errors import CortexError
+from cortex_shared.logs import get_logger
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
+
+_log = get_logger("rest")
 
 type Write = Callable[[bytes], Awaitable[None]]
 
@@ -52,7 +56,11 @@ class LiveResponse(Response):
             async def until(ended: Callable[[], Awaitable[object]]) -> None:
                 # A client that is gone, or reads too slowly, ends the response; nobody is there to be told.
                 with suppress(TimeoutError, OSError, ClientDisconnect):
-                    await ended()
+                    try:
+                        await ended()
+                    except CortexError as error:
+                        # The status is out already: the client asks again, and is then told.
+                        _log.warning("response.ended", error=error.message)
                 group.cancel_scope.cancel()
 
             group.start_soon(until, lambda: _left(receive))

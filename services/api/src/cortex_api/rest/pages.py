@@ -10,6 +10,8 @@ from fastapi import Query
 from pydantic import BaseModel, Field
 
 LIMIT_MAX = 500
+# What a column of type integer holds: a cursor beyond it is no place in any list of rows.
+INTEGER_MAX = 2**31 - 1
 
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX, description="How many items at most.")]
 Cursor = Annotated[
