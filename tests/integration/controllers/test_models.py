@@ -246,3 +246,15 @@ async def test_nodes_get_rows_when_first_heard(world: World) -> None:
             return any(row.name == "n7" and row.first_heard_at for row in await repository.all_nodes(session))
 
     await until(heard)
+
+
+async def test_a_process_that_is_not_elected_knows_what_could_not_be_placed(world: World) -> None:
+    model = await world.model(settings={"local_path": "m.gguf"}, placement={"nodes": ["nowhere"]})
+    await world.node()
+    world.apis[0].controllers.hint_model(model)
+    known = await until(lambda: world.apis[0].controllers.problem_of(model))
+    other = await world.api()
+    assert await until(lambda: other.controllers.problem_of(model)) == known
+    await world.change(model, placement={})
+    world.apis[0].controllers.hint_model(model)
+    await until(lambda: other.controllers.problem_of(model) is None)

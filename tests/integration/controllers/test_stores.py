@@ -10,14 +10,14 @@ from cortex_api.controllers.leader import Leadership
 from cortex_api.db.tables import ApiKey, Instance, Model, Usage
 from cortex_api.keys.repository import bump_version
 from cortex_shared.clock import utc_now
-from cortex_shared.contracts import commands
+from cortex_shared.contracts import commands, observed
 from cortex_shared.contracts.commands import Stop
 from cortex_shared.contracts.keys import hash_key
 from cortex_shared.contracts.routes import WANTED_BUCKET, WANTED_MANIFEST, RouteWanted, WantedManifest
 from cortex_shared.contracts.rpc import SecretsReply, SecretsRequest, secrets_subject
 from cortex_shared.contracts.usage import RequestUsage, UsageBatch, usage_subject
 from cortex_shared.engine_keys import engine_key
-from cortex_shared.errors import NotFound, Unavailable
+from cortex_shared.errors import InvalidInput, NotFound, Unavailable
 from cortex_shared.keyring import Keyring
 from cortex_shared.redis_connection import connect_redis
 from sqlalchemy import delete, text, update
@@ -248,6 +248,12 @@ async def test_secrets_go_to_the_right_node_only(world: World) -> None:
         with pytest.raises(NotFound):
             await ask(asking, "engine_key", said=said)
     assert "hf_secret" not in start.model_dump_json()
+    # What no id could be reaches no database, and ends no process.
+    with pytest.raises(InvalidInput):
+        await world.bus.ask(
+            secrets_subject("n1"), SecretsRequest(node="n1", instance="a\0", names=["x"]), SecretsReply
+        )
+    assert (await ask("n1", "hf_token")).values == {"hf_token": "hf_secret"}
 
 
 def usage(request: str, **changes: Any) -> RequestUsage:
@@ -351,3 +357,26 @@ async def test_who_lost_the_lock_may_not_write_though_not_noticed_yet(world: Wor
 
 async def _not(ask: Any) -> bool:
     return not await ask()
+
+
+async def test_what_a_node_claims_of_itself_ends_no_controller(world: World) -> None:
+    model, start = await started(world)
+    await world.change(model, replicas=3)
+    claims: list[dict[str, Any]] = [
+        {"instance": "a.b"},
+        {"instance": "zero", "generation": 0},
+        {"instance": "huge", "generation": 2**40},
+        {"instance": "nul", "plan_hash": "a\0"},
+        {"instance": "x" * 100},
+    ]
+    for claim in claims:
+        await world.runs(start, **({"plan_hash": "other"} | claim))
+    world.apis[0].controllers.hint_model(model)
+    # It goes on, places what is missing, and takes none of these for an instance of its own.
+    await until(lambda: len(world.told()) == 3)
+    assert len(await world.rows(model)) == 3
+    # Nobody speaks for another node.
+    await world.bus.put(observed.BUCKET, "n2", world.nodes["n1"].model_copy(update={"cpus": 999}))
+    await world.node("n3")
+    await until(lambda: world.apis[0].observations.node("n3"))
+    assert world.apis[0].observations.node("n2") is None

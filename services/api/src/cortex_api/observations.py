@@ -1,5 +1,7 @@
 """Observations: what nodes last said of themselves, and what the monitor judged of them."""
 
+from collections.abc import Callable
+
 from cortex_shared.bus import Entry, Mirror
 from cortex_shared.contracts.base import Message
 from cortex_shared.contracts.observed import InstanceObserved, NodeObserved
@@ -16,7 +18,16 @@ class _Known[M: Message]:
     A NATS that came back empty takes nothing away: only a deleted key does.
     """
 
-    def __init__(self, mirror: Mirror, kind: type[M], *, leave_out: str = "") -> None:
+    def __init__(
+        self,
+        mirror: Mirror,
+        kind: type[M],
+        *,
+        leave_out: str = "",
+        name_of: Callable[[M], str] | None = None,
+    ) -> None:
+        """`name_of` a message must be its key: NATS sees to it that a node writes no other's key."""
+        self._name_of = name_of
         self._mirror = mirror
         self._kind = kind
         self._leave_out = leave_out
@@ -52,7 +63,10 @@ class _Known[M: Message]:
 
     def _decode(self, key: str, entry: Entry) -> M | None:
         try:
-            return self._kind.decode(entry.data)
+            found = self._kind.decode(entry.data)
+            if self._name_of is not None and self._name_of(found) != key:
+                raise InvalidInput("it speaks for another", code="observation.foreign")
+            return found
         except InvalidInput as error:
             _log.warning("observation.unreadable", key=key, error=error.message)
             return None
@@ -63,7 +77,7 @@ class Observations:
 
     def __init__(self, observed: Mirror, verdicts: Mirror) -> None:
         self._observed_mirror = observed
-        self._nodes = _Known(observed, NodeObserved)
+        self._nodes = _Known(observed, NodeObserved, name_of=lambda message: message.node)
         self._verdicts = _Known(verdicts, NodeVerdict, leave_out=LEASE)
         self._leases = _Known(verdicts, MonitorLease)
 

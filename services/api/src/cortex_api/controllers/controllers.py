@@ -16,6 +16,7 @@ from cortex_api.controllers.election import Election
 from cortex_api.controllers.hints import SUBJECT, Hint
 from cortex_api.controllers.keyring import KeyringProjection
 from cortex_api.controllers.leader import Leadership
+from cortex_api.controllers.problems import HeardProblems
 from cortex_api.controllers.secrets import SecretsService
 from cortex_api.controllers.usage import UsageCounter
 from cortex_api.db.session import Database
@@ -58,6 +59,7 @@ class Controllers:
         self._keyring = KeyringProjection(database, redis)
         self._secrets = SecretsService(bus, database, secret_box, engine_secret)
         self._usage = UsageCounter(bus, database)
+        self._heard_problems = HeardProblems(bus)
         self._election: Election | None = None
         self._told = anyio.Event()
         self._to_tell: set[int] = set()
@@ -73,6 +75,7 @@ class Controllers:
             self._usage.run,
             self._hear_hints,
             self._tell_hints,
+            self._heard_problems.hear,
         ]
 
     @property
@@ -109,11 +112,10 @@ class Controllers:
         self._keyring.hint()
 
     def problem_of(self, model_id: int) -> Reason | None:
-        """Why the model could not be placed when it was last tried.
-
-        Only the elected process knows; the others answer None, and the state is then told without it.
-        """
-        return None if self._election is None else self._election.problem_of(model_id)
+        """Why the model could not be placed when it was last tried: the elected process tells the others."""
+        if self._election is not None:
+            return self._election.problem_of(model_id)
+        return self._heard_problems.of(model_id)
 
     def _node_changed(self, name: str | None) -> None:
         if self._election is not None:

@@ -17,6 +17,7 @@ from cortex_api.controllers.desired import Desired
 from cortex_api.controllers.files import Files
 from cortex_api.controllers.leader import Fence
 from cortex_api.controllers.models import ModelController
+from cortex_api.controllers.problems import tell
 from cortex_api.controllers.publish import Publisher
 from cortex_api.controllers.wanted import WantedRoutes
 from cortex_api.db.session import Database
@@ -46,6 +47,7 @@ class Election:
         check: Fence,
     ) -> None:
         """`check` raises Unavailable in a transaction when this process is no longer elected."""
+        self._bus = bus
         self._database = database
         self._observations = observations
         self._commands = Mirror(bus, commands.STREAM, commands.SUBJECTS)
@@ -79,6 +81,7 @@ class Election:
         async with anyio.create_task_group() as group:
             group.start_soon(self._commands.run)
             group.start_soon(self._wanted_mirror.run)
+            group.start_soon(tell, self._bus, self._models.problems)
             # Nothing is decided before the database and both streams have been read once: what is not known
             # yet would look as if it were not there.
             await self._load()

@@ -4,6 +4,7 @@ from cortex_shared.bus import Bus
 from cortex_shared.contracts.rpc import SecretsReply, SecretsRequest, secrets_subject
 from cortex_shared.engine_keys import ENGINE_KEY, engine_key
 from cortex_shared.errors import NotFound
+from cortex_shared.ids import check_token
 from cortex_shared.logs import get_logger
 
 from cortex_api.controllers import repository
@@ -32,6 +33,9 @@ class SecretsService:
     async def _answer(self, request: SecretsRequest, subject: str) -> SecretsReply:
         # The subject, not the message, says who asks: NATS' permissions are on subjects.
         node = subject.rpartition(".")[2]
+        # A node may send anything: what is no id goes nowhere near Postgres.
+        check_token(node, field="node")
+        check_token(request.instance, field="instance")
         async with self._database.transaction() as session:
             found = await repository.secrets_of(session, request.instance, node)
         if found is None or request.node != node:
