@@ -4,7 +4,9 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import httpx
@@ -197,3 +199,18 @@ async def test_gateways_are_told_of_every_change(api: ApiUnderTest, servers: Ser
     assert after is not None
     assert after >= before + 2
     await redis.aclose()
+
+
+def test_admins_who_revoke_each_other_at_once_do_not_deadlock(api: ApiUnderTest) -> None:
+    with api.client() as client:
+        for _ in range(5):
+            admin = {"name": "rival", "role": "admin"}
+            made: list[int] = [client.post("/keys", json=admin).json()["id"] for _ in range(4)]
+            with ThreadPoolExecutor(4) as pool:
+                answers = list(pool.map(partial(_revoked, api), [*made, *reversed(made)]))
+            assert set(answers) == {204}
+
+
+def _revoked(api: ApiUnderTest, ident: int) -> int:
+    with api.client() as client:
+        return client.delete(f"/keys/{ident}").status_code

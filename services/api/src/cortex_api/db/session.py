@@ -145,8 +145,6 @@ class Database:
                 raise self._unavailable(_first_line(error)) from error
             raise
         except (OSError, TimeoutError, PoolTimeoutError, asyncpg.InterfaceError) as error:
-            if _is_bad_value(error):
-                raise
             self._look_now.set()
             raise self._unavailable(_first_line(error)) from error
 
@@ -172,21 +170,11 @@ def _sqlstate(error: BaseException) -> str:
 def _is_not_now(error: Exception, state: str) -> bool:
     if state:
         return state.startswith(_NOT_NOW) or state == "28P01"
-    if isinstance(error, ProgrammingError) or _is_bad_value(error):
+    if isinstance(error, ProgrammingError):
         return False
     return isinstance(error, (OperationalError, InterfaceError)) or getattr(
         error, "connection_invalidated", False
     )
-
-
-def _is_bad_value(error: BaseException) -> bool:
-    """Whether a value does not fit its column; asyncpg finds out itself, and says InterfaceError."""
-    at: Any = error
-    while at is not None:
-        if isinstance(at, ValueError):
-            return True
-        at = getattr(at, "orig", None) or at.__cause__
-    return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,7 +32,7 @@ async def get(session: AsyncSession, key_id: int, *, lock: bool = False) -> ApiK
     """A key by id; raises NotFound."""
     statement = select(ApiKey).where(ApiKey.id == min(key_id, _INTEGER_MAX))
     if lock:
-        statement = statement.with_for_update()
+        statement = statement.with_for_update().execution_options(populate_existing=True)
     row = (await session.exec(statement)).one_or_none()
     if row is None:
         raise NotFound(f"there is no key {key_id}", code="keys.not_found", field="id", remedy="see GET /keys")
@@ -46,7 +46,8 @@ async def usable_admins(session: AsyncSession) -> Sequence[ApiKey]:
         col(ApiKey.revoked_at).is_(None),
         or_(col(ApiKey.expires_at).is_(None), col(ApiKey.expires_at) > utc_now()),
     )
-    return (await session.exec(statement.order_by(col(ApiKey.id)).with_for_update())).all()
+    statement = statement.order_by(col(ApiKey.id)).with_for_update()
+    return (await session.exec(statement.execution_options(populate_existing=True))).all()
 
 
 async def bump_version(session: AsyncSession) -> None:

@@ -10,7 +10,7 @@ from cortex_api.deps import Hinting, Operator, Session, Viewer
 from cortex_api.keys import repository, service
 from cortex_api.keys.schemas import KeyCreate, KeyCreated, KeyOut, KeyPatch
 from cortex_api.rest.errors import error_responses
-from cortex_api.rest.pages import Cursor, Limit, Page, decode_number, encode_cursor
+from cortex_api.rest.pages import INTEGER_MAX, Cursor, Limit, Page, decode_number, encode_cursor
 
 router = APIRouter(prefix="/keys", tags=["keys"])
 
@@ -28,7 +28,7 @@ async def list_keys(
     cursor: Cursor = None,
 ) -> Page[KeyOut]:
     """Keys in the order of their ids, never the keys themselves."""
-    after = decode_number(cursor)
+    after = min(decode_number(cursor), INTEGER_MAX)
     rows = await repository.page(session, role=role, q=q, with_revoked=revoked, after=after, limit=limit + 1)
     more = len(rows) > limit
     items = [service.out(row) for row in rows[:limit]]

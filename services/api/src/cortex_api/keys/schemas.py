@@ -4,10 +4,10 @@ from datetime import datetime
 from ipaddress import ip_network
 from typing import Annotated
 
-from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
+from pydantic import AfterValidator, Field, StringConstraints
 
 from cortex_api.auth.roles import Role
-from cortex_api.rest.bodies import Body
+from cortex_api.rest.bodies import Body, Moment
 
 
 def _is_network(network: str) -> str:
@@ -43,7 +43,7 @@ class KeyFields(Body):
     tokens_per_month: Tokens = 0
     networks: list[Network] = Field(default_factory=list[Network], max_length=64, description=_NETWORKS)
     priority: Priority = Field(default=0, description=_PRIORITY)
-    expires_at: AwareDatetime | None = Field(default=None, description=_EXPIRES)
+    expires_at: Moment | None = Field(default=None, description=_EXPIRES)
 
 
 class KeyCreate(KeyFields):
@@ -63,7 +63,7 @@ class KeyPatch(Body):
     tokens_per_month: Tokens | None = None
     networks: list[Network] | None = Field(default=None, max_length=64, description=_NETWORKS)
     priority: Priority | None = Field(default=None, description=_PRIORITY)
-    expires_at: AwareDatetime | None = Field(default=None, description=_EXPIRES)
+    expires_at: Moment | None = Field(default=None, description=_EXPIRES)
 
 
 class KeyOut(KeyFields):

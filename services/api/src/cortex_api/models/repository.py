@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from cortex_shared.contracts.routes import RoutePolicy, Task
-from cortex_shared.errors import NotFound
+from cortex_shared.errors import InvalidInput, NotFound
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import bindparam, func, or_
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlmodel import col, select
@@ -15,6 +16,7 @@ from cortex_api.engines import parse_settings
 from cortex_api.engines.base import Mode, ModelSpec, PlacementWish
 
 _INTEGER_MAX = 2**31 - 1
+_TASK: TypeAdapter[Task] = TypeAdapter(Task)
 # Serialises everything that decides by which names models are served.
 _NAMES_LOCK = 7_226_071_002
 
@@ -22,11 +24,23 @@ _NAMES_LOCK = 7_226_071_002
 def spec_of(row: Model) -> ModelSpec:
     """A model's row, typed. Raises InvalidInput when its engine or its settings are no longer known."""
     assert row.id is not None
+    try:
+        task = _TASK.validate_python(row.task)
+        placement = PlacementWish.model_validate(row.placement)
+        policy = RoutePolicy.model_validate(row.policy)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidInput(
+            f"the stored model is not one that this release knows: {first['msg']}",
+            code="models.unreadable",
+            field=".".join(str(part) for part in first["loc"]) or "task",
+            remedy="run the release that stored it, or set the field anew",
+        ) from error
     return ModelSpec(
         id=row.id,
         name=row.name,
         served_model_name=row.served_model_name,
-        task=cast("Task", row.task),
+        task=task,
         engine_type=row.engine_type,
         settings=parse_settings(row.engine_type, row.settings),
         aliases=tuple(row.aliases),
@@ -35,8 +49,8 @@ def spec_of(row: Model) -> ModelSpec:
         mode=cast("Mode", row.mode),
         generation=row.generation,
         replicas=row.replicas,
-        placement=PlacementWish.model_validate(row.placement),
-        policy=RoutePolicy.model_validate(row.policy),
+        placement=placement,
+        policy=policy,
         has_hf_token=row.hf_token_encrypted is not None,
     )
 

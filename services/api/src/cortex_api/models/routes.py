@@ -16,7 +16,7 @@ from cortex_api.models.flat import Document
 from cortex_api.models.schemas import reference, request_body
 from cortex_api.models.state import ModelState
 from cortex_api.rest.errors import error_responses
-from cortex_api.rest.pages import Cursor, Limit, decode_number, encode_cursor
+from cortex_api.rest.pages import INTEGER_MAX, Cursor, Limit, decode_number, encode_cursor
 
 router = APIRouter(prefix="/models", tags=["models"])
 
@@ -74,7 +74,7 @@ async def list_models(
         engine_type=engine_type,
         task=task,
         q=q,
-        after=decode_number(cursor),
+        after=min(decode_number(cursor), INTEGER_MAX),
         limit=limit,
     )
     return _answer({"items": items, "next_cursor": None if after is None else encode_cursor(after)})

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import AwareDatetime
 
 from cortex_api.deps import Session, Viewer
+from cortex_api.rest.bodies import Moment
 from cortex_api.rest.errors import error_responses
 from cortex_api.usage import service
 from cortex_api.usage.schemas import GroupBy, UsageOut
@@ -19,11 +19,9 @@ async def get_usage(
     _caller: Viewer,
     group_by: Annotated[GroupBy, Query(description="What to sum by.")] = "model",
     start: Annotated[
-        AwareDatetime | None, Query(alias="from", description="From this time on; default: 30 days before.")
+        Moment | None, Query(alias="from", description="From this time on; default: 30 days before.")
     ] = None,
-    end: Annotated[
-        AwareDatetime | None, Query(alias="to", description="Before this time; default: now.")
-    ] = None,
+    end: Annotated[Moment | None, Query(alias="to", description="Before this time; default: now.")] = None,
 ) -> UsageOut:
     """Requests and tokens that gateways counted."""
     return await service.summed(session, group_by=group_by, start=start, end=end)
