@@ -130,7 +130,7 @@ def test_usage_is_counted(running: Fleet) -> None:
     # Records arrive some moments after their answers; those of tests before may still be on their way.
     before = counted()
     running.story("story", max_tokens=7)
-    until(lambda: counted()[0] > before[0] and counted()[1] >= before[1] + 7, 30, "the request is counted")
+    until(lambda: counted()[0] > before[0] and counted()[1] >= before[1] + 7, 90, "the request is counted")
 
 
 def test_a_killed_engine_leaves_nothing_behind_and_comes_back(running: Fleet) -> None:
