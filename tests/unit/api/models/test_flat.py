@@ -100,6 +100,41 @@ def test_relative_paths_stay_below_the_model_folder(path: str) -> None:
     assert raised.value.field == "local_path"
 
 
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"mmproj": "../p.gguf"}, "mmproj"),
+        ({"draft_model_path": "a/../../d.gguf"}, "draft_model_path"),
+        ({"lora": [{"path": "l.gguf"}, {"path": "../l.gguf"}]}, "lora.1.path"),
+    ],
+)
+def test_no_other_file_leaves_it_either(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        parse_body({"name": "a", "engine_type": "llamacpp", "local_path": "x.gguf"} | settings)
+    assert (raised.value.code, raised.value.field) == ("models.path_escapes", field)
+
+
+def test_what_no_message_could_carry_is_refused() -> None:
+    body = {"name": "a", "engine_type": "llamacpp", "local_path": "x.gguf"}
+    parse_body(body | {"extra_args": ["--x", "y" * 1000]})
+    with pytest.raises(InvalidInput) as raised:
+        parse_body(body | {"extra_args": ["--x", "y" * 300_000]})
+    assert (raised.value.code, raised.value.field) == ("models.too_large", "extra_args")
+
+
+@pytest.mark.parametrize(
+    "change", [{"placement": {"from_the_future": 1}}, {"policy": {"queue_max": -1}}, {"task": "telepathy"}]
+)
+def test_a_row_of_another_release_is_invalid_not_fatal(change: dict[str, Any]) -> None:
+    row = stored({"name": "a", "engine_type": "llamacpp", "local_path": "x.gguf"})
+    row.id = 1
+    for name, value in change.items():
+        setattr(row, name, value)
+    with pytest.raises(InvalidInput) as raised:
+        spec_of(row)
+    assert raised.value.code == "models.unreadable"
+
+
 def test_settings_that_this_release_does_not_know_are_shown_not_hidden() -> None:
     row = stored({"name": "a", "engine_type": "llamacpp", "local_path": "x.gguf"})
     row.settings = {**row.settings, "from_the_future": 1}

@@ -1,5 +1,6 @@
 """The flat body of a model: shared fields and the engine's settings at one level, split and joined here."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -8,11 +9,14 @@ from typing import Any, cast
 from cortex_shared.contracts.routes import RoutePolicy
 from cortex_shared.errors import InvalidInput
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from cortex_api.engines import ENGINES, parse_settings
 from cortex_api.engines.base import EngineSettings, ModelSpec, PlacementWish
 from cortex_api.models.fields import SharedFields
 from cortex_api.rest.errors import invalid, nearest, unknown_field
+
+_SETTINGS_BYTES_MAX = 256 * 1024
 
 type Document = dict[str, Any]
 
@@ -81,9 +85,25 @@ def parse_body(document: Document) -> ModelBody:
         raise invalid(error.errors(include_url=False)) from error
     fields.served_names()
     body = ModelBody(fields, parse_settings(engine_type, settings), settings)
-    _check_path(settings.get("local_path"))
+    for field, path in _paths(settings):
+        _check_path(field, path)
+    _check_size(settings)
     ENGINES[engine_type].check(body.spec(model_id=0))
     return body
+
+
+def _check_size(settings: Document) -> None:
+    """A plan travels in one message; one that is too large for NATS would hold up all others of its node."""
+    sizes = {name: len(to_json(value)) for name, value in settings.items()}
+    if sum(sizes.values()) > _SETTINGS_BYTES_MAX:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise InvalidInput(
+            f"the settings have {sum(sizes.values())} bytes, most of them {largest}; at most"
+            f" {_SETTINGS_BYTES_MAX} travel",
+            code="models.too_large",
+            field=largest,
+            remedy=f"shorten {largest}, or put it into a file on the node",
+        )
 
 
 def _split(document: Document, engine_type: str) -> tuple[Document, Document]:
@@ -122,12 +142,20 @@ def _foreign(name: str, engine_type: str, known: list[str]) -> InvalidInput:
     return unknown_field(name, known)
 
 
-def _check_path(path: object) -> None:
+def _paths(settings: Document) -> Iterator[tuple[str, object]]:
+    """Every setting that names a file on the node, with its field; the settings are valid."""
+    for field in ("local_path", "mmproj", "draft_model_path"):
+        yield field, settings.get(field)
+    for number, adapter in enumerate(settings.get("lora") or []):
+        yield f"lora.{number}.path", adapter["path"]
+
+
+def _check_path(field: str, path: object) -> None:
     if isinstance(path, str) and not path.startswith("/") and ".." in PurePosixPath(path).parts:
         raise InvalidInput(
-            f"local_path {path!r} leaves the model folder",
+            f"{field} {path!r} leaves the model folder",
             code="models.path_escapes",
-            field="local_path",
+            field=field,
             remedy="give a path below the node's model folder, without ..",
         )
 
