@@ -19,6 +19,7 @@ from cortex_shared.contracts.verdicts import BUCKET, NodeVerdict
 from cortex_shared.errors import Conflict, InvalidInput, NotFound, Unavailable
 from cortex_shared.settings import NatsSettings
 from nats.aio.msg import Msg
+from nats.js.errors import NotFoundError
 
 from tests.integration.shared.conftest import bus_of, tasks, until
 from tests.servers import ServersUnderTest
@@ -215,6 +216,30 @@ async def test_everything_is_unavailable_while_nats_is_away(unused_tcp_port: int
                 await call()
             assert caught.value.remedy
             assert "hunter2" not in str(caught.value.body())
+
+
+async def test_a_consumer_does_not_wait_for_a_full_batch(bus: Bus) -> None:
+    seen: list[str] = []
+
+    async def handle(deliveries: list[Delivery]) -> None:
+        seen.extend(Event.decode(delivery.data).id for delivery in deliveries)
+
+    async with tasks(lambda: bus.consume(EVENTS, "alone", handle)):
+        for number in range(3):
+            # The request for the next message is open, and the server has nothing.
+            with anyio.fail_after(10):
+                while not await _asks(bus, "alone"):
+                    await anyio.sleep(0.02)
+            await bus.append(event_subject("test", "x"), event(f"single {number}"))
+            await until(lambda: len(seen) > number, seconds=5)  # noqa: B023 (awaited at once)
+
+
+async def _asks(bus: Bus, durable: str) -> bool:
+    try:
+        info = await bus.now().js.consumer_info(EVENTS, durable)
+    except NotFoundError:
+        return False
+    return bool(info.num_waiting)
 
 
 async def test_a_consumer_gets_everything_at_least_once_though_its_handler_fails(

@@ -32,6 +32,7 @@ from cortex_shared.settings import NatsSettings
 _log = get_logger("bus")
 
 _REQUEST_SECONDS = 3.0
+_GATHER_SECONDS = 0.05
 _RECONNECT_SECONDS = (0.05, 1.0)
 _WRONG_LAST_SEQUENCE = 10071
 _ERROR_HEADER = "Cortex-Error"
@@ -317,9 +318,13 @@ class Bus:
                     try:
                         while True:
                             try:
-                                messages = await pull.fetch(batch_max, timeout=30)
+                                messages = await pull.fetch(1, timeout=30)
                             except TimeoutError:
                                 continue
+                            # A fetch of many waits its whole timeout for the last of them, so the others of
+                            # a batch are only those that come at once.
+                            with suppress(TimeoutError):
+                                messages += await pull.fetch(batch_max - 1, timeout=_GATHER_SECONDS)
                             await _hand_over(messages, handler)
                     finally:
                         # An open request would be given the next messages, which then wait out ack_wait.
