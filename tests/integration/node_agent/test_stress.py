@@ -6,6 +6,7 @@ import signal
 from contextlib import suppress
 
 import anyio
+import psutil
 import pytest
 
 from tests.integration.node_agent.conftest import AgentUnderTest, Fleet, until
@@ -105,9 +106,17 @@ async def test_whatever_is_killed_the_wanted_run_once_and_nothing_else_is_left(
         await fleet.phase(instance, "ready", generation=mischief.generations[instance])
 
     def settled() -> bool:
-        # An engine and its child each, a runner each, and the spare runner.
-        now = {instance: len(pids) for instance, pids in engines(agent).items()}
-        return now == dict.fromkeys(wanted, 2) and len(runners(agent)) == len(wanted) + 1
+        # A runner each and the spare one; an engine each, and nothing beside it but a child of its own,
+        # which may have been killed.
+        now, parents = engines(agent), runners(agent)
+        if set(now) != set(wanted) or len(parents) != len(wanted) + 1:
+            return False
+        for pids in now.values():
+            above = {pid: psutil.Process(pid).ppid() for pid in pids}
+            leaders = [pid for pid in pids if above[pid] in parents]
+            if len(leaders) != 1 or any(above[pid] != leaders[0] for pid in pids if pid != leaders[0]):
+                return False
+        return True
 
     try:
         await until(settled, "the wanted engines once, and nothing else")
