@@ -103,6 +103,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], field: s
 def test_code_is_told_to_the_node() -> None:
     assert ENGINE.plan(spec({"trust_remote_code": True}), Slot()).remote_code
     assert ENGINE.plan(spec({"extra_args": ["--middleware", "m.M"]}), Slot()).remote_code
+    assert ENGINE.plan(spec({"extra_args": ["--middleware.a=b"]}), Slot()).remote_code
     assert ENGINE.plan(spec({"extra_args": ["--tool_parser_plugin=p.py"]}), Slot()).remote_code
 
 
@@ -160,3 +161,23 @@ def test_external_addresses_are_listed_once() -> None:
 def test_unknown_engine() -> None:
     with pytest.raises(InvalidInput, match="no engine"):
         parse_settings("sglang", {})
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--api-ke", "--trust-remote", "--trust_remote", "--middlew", "--api-key.a",
+        "--worker-c", "-n2", "--tool-parser-plug=x",
+    ],
+)  # fmt: skip
+def test_shortened_and_dotted_flags_pass_no_guard(argument: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check(spec({"repo_id": "a/b", "extra_args": [argument, "x"]}))
+    assert caught.value.field == "extra_args.0"
+
+
+def test_flags_in_full_are_taken() -> None:
+    extra = ["--structured-outputs-config.backend", "x", "--lora-alpha", "-1"]
+    plan = ENGINE.plan(spec({"repo_id": "a/b", "extra_args": extra}), Slot())
+    assert plan.argv[-4:] == extra
+    assert not plan.remote_code

@@ -1,6 +1,6 @@
 """Settings to command line arguments where they are one-to-one, and the guard on further arguments."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -63,11 +63,17 @@ def owners(flags: Iterable[Flag], more: Mapping[str, str]) -> dict[str, str]:
 
 
 def check_extra(
-    extra: Sequence[str], owned: Mapping[str, str], refused: Mapping[str, str], *, engine: str
+    extra: Sequence[str],
+    owned: Mapping[str, str],
+    refused: Mapping[str, str],
+    *,
+    engine: str,
+    watched: Collection[str] | None = None,
 ) -> None:
     """Raise InvalidInput when a further argument is one that Cortex sets, or one that it must not have.
 
-    `owned`: spelling → setting. `refused`: spelling → reason and what to do, as one clause.
+    `owned`: spelling → setting. `refused`: spelling → reason and what to do, as one clause. `watched`: for an
+    engine that takes shortened flags, further spellings that mean something; then flags are written in full.
     """
     for position, argument in enumerate(extra):
         if "\0" in argument:
@@ -86,14 +92,31 @@ def check_extra(
             raise _refused(
                 f"{name} is set by Cortex from {setting}", f"use {setting} instead of extra_args", position
             )
+        meant = None if watched is None else _meant(name, {*owned, *refused, *watched})
+        if meant is not None:
+            raise _refused(
+                f"{argument!r} is short for {meant}", f"write {meant}, if it may be given at all", position
+            )
         if name in ("--help", "-h", "--version"):
             raise _refused(f"{name} would make {engine} print and exit", "leave it out", position)
 
 
 def spelled(argument: str) -> str:
-    """The name of a flag as tables spell it: without `=value`, dashes for underscores."""
+    """The name of a flag as tables spell it: without `=value` and `.key` (vLLM's), dashes for underscores."""
     name = argument.partition("=")[0]
-    return name.replace("_", "-") if name.startswith("--") else name
+    return name.partition(".")[0].replace("_", "-") if name.startswith("--") else name
+
+
+def _meant(name: str, known: Collection[str]) -> str | None:
+    """Which known flag argparse takes a name for that is none: the beginning of it, or `-nVALUE`."""
+    if name in known:
+        return None
+    for flag_ in sorted(known):
+        if len(name) > 2 and flag_.startswith(name):
+            return flag_
+        if len(flag_) == 2 and name.startswith(flag_):
+            return flag_
+    return None
 
 
 def _refused(message: str, remedy: str, position: int) -> InvalidInput:

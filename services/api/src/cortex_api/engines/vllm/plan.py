@@ -79,7 +79,7 @@ def check(spec: ModelSpec) -> None:
             "max_num_batched_tokens", "max_num_batched_tokens is smaller than max_num_seqs",
             "raise max_num_batched_tokens",
         )  # fmt: skip
-    check_extra(settings.extra_args, OWNED, REFUSED, engine=PROGRAM)
+    check_extra(settings.extra_args, OWNED, REFUSED, engine=PROGRAM, watched=CODE)
     check_env(settings.env, refused_prefixes=("VLLM_API_KEY", "VLLM_HOST", "VLLM_PORT"))
 
 
