@@ -112,7 +112,10 @@ async def test_whatever_is_killed_the_wanted_run_once_and_nothing_else_is_left(
         if set(now) != set(wanted) or len(parents) != len(wanted) + 1:
             return False
         for pids in now.values():
-            above = {pid: psutil.Process(pid).ppid() for pid in pids}
+            try:
+                above = {pid: psutil.Process(pid).ppid() for pid in pids}
+            except psutil.NoSuchProcess:
+                return False
             leaders = [pid for pid in pids if above[pid] in parents]
             if len(leaders) != 1 or any(above[pid] != leaders[0] for pid in pids if pid != leaders[0]):
                 return False
