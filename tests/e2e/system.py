@@ -34,7 +34,7 @@ def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 @dataclass
 class System:
-    """One home; `start` and `interrupt` are `cortex up` and Ctrl-C. `variables`: what its commands see more."""
+    """One home; `start` and `interrupt` are `cortex up` and Ctrl-C. Its commands see `variables` too."""
 
     home: Path
     ports: tuple[int, int] = field(default_factory=lambda: (free_port(), free_port()))

@@ -202,6 +202,22 @@ async def test_a_silent_node_is_lost_and_its_return_is_told(bench: Bench) -> Non
     assert "route.changed" in kinds
 
 
+async def test_a_node_whose_agent_is_away_is_not_lost_while_its_engine_accepts_connections(
+    bench: Bench,
+) -> None:
+    await begin(bench, LIVENESS__LOST_SECONDS="2", LIVENESS__ANSWER_SECONDS="4")
+    async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener:
+        port = listener.extra(anyio.abc.SocketAttribute.local_port)
+        await bench.hear(node("n1", 2, instance("a", port=port), heartbeat_seconds=0.1))
+        await bench.verdict("n1", "silent")
+        await anyio.sleep(5)  # longer than lost_seconds, without traffic: nothing may happen
+        verdict = await bench.verdict("n1", "silent")
+        assert verdict.evidence == ["no heart-beat", "its engines accept connections"]
+        assert serving("a")(await bench.table())
+    await bench.verdict("n1", "lost")
+    await bench.table(serving())
+
+
 async def test_most_nodes_silent_at_once_are_frozen_and_stay_routed(bench: Bench) -> None:
     await begin(bench, LIVENESS__LOST_SECONDS="2")
     for beat in (2, 3):

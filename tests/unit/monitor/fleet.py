@@ -11,9 +11,15 @@ FLEET = "fleet-1"
 
 
 def instance(
-    name: str, phase: Phase = "ready", *, model_id: int = 1, generation: int = 1, restarts: int = 0
+    name: str,
+    phase: Phase = "ready",
+    *,
+    model_id: int = 1,
+    generation: int = 1,
+    restarts: int = 0,
+    port: int = 20000,
 ) -> InstanceObserved:
-    """An instance; its address follows from its name."""
+    """An instance; its address follows from its name, or is on this machine if a port is given."""
     return InstanceObserved(
         instance=name,
         fleet=FLEET,
@@ -25,7 +31,7 @@ def instance(
         name=f"llamacpp-model-{model_id}",
         phase=phase,
         since=WALL,
-        url=f"http://{name}:20000",
+        url=f"http://{name}.invalid:20000" if port == 20000 else f"http://127.0.0.1:{port}",
         restarts=restarts,
     )
 

@@ -3,7 +3,17 @@
 from collections.abc import Callable
 
 import pytest
-from cortex_monitor.liveness import ANSWERS, NEVER, REFUSES, TOGETHER, NodeFacts, judge
+from cortex_monitor.liveness import (
+    ACCEPTS,
+    ANSWERS,
+    NEVER,
+    NO_HEARTBEAT,
+    REFUSES,
+    TOGETHER,
+    Judgement,
+    NodeFacts,
+    judge,
+)
 from cortex_monitor.settings import LivenessSettings
 from cortex_shared.contracts.verdicts import Verdict
 
@@ -19,8 +29,9 @@ def facts(
     patient_from: float = NEVER,
     answered_at: float = NEVER,
     refused_at: float = NEVER,
+    reached_at: float = NEVER,
 ) -> NodeFacts:
-    return NodeFacts(name, heard, heard_at, patient_from, 2.5, verdict, answered_at, refused_at)
+    return NodeFacts(name, heard, heard_at, patient_from, 2.5, verdict, answered_at, refused_at, reached_at)
 
 
 def verdict_of(node: NodeFacts, now: float) -> Verdict:
@@ -32,6 +43,12 @@ def verdict_of(node: NodeFacts, now: float) -> Verdict:
 )
 def test_silence_grows_into_loss(age: float, verdict: Verdict) -> None:
     assert verdict_of(facts(), age) == verdict
+
+
+def test_a_node_whose_engines_accept_connections_is_not_lost_though_nobody_asks_them() -> None:
+    (judgement,) = judge([facts(reached_at=95)], RULES, 100).values()
+    assert judgement == Judgement("silent", (NO_HEARTBEAT, ACCEPTS))
+    assert verdict_of(facts(reached_at=85), 100) == "lost"
 
 
 def test_a_node_whose_engines_answer_gateways_is_not_lost() -> None:

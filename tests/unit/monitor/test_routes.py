@@ -94,6 +94,17 @@ def test_only_instances_that_are_wanted_serve(fleet: Fleet) -> None:
     assert fleet.endpoints() == ["b"]
 
 
+def test_a_node_that_claims_an_instance_of_another_is_not_believed(fleet: Fleet) -> None:
+    placed = wanted(instances=["a"]).model_copy(update={"placed": {"a": "n1"}})
+    fleet.state.fold_wanted(placed)
+    fleet.hear(node("n1", 1, instance("a")))
+    fleet.hear(node("n2", 1, instance("a", generation=9, port=1)))
+    (route,) = fleet.routes()
+    assert [(endpoint.node, endpoint.url) for endpoint in route.endpoints] == [
+        ("n1", "http://a.invalid:20000")
+    ]
+
+
 def test_instances_of_another_fleet_do_not_serve(fleet: Fleet) -> None:
     stranger = instance("x").model_copy(update={"fleet": "other"})
     fleet.hear(node("n", 1, stranger, instance("a")))

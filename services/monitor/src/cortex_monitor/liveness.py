@@ -13,6 +13,7 @@ NEVER = float("-inf")
 NO_HEARTBEAT = "no heart-beat"
 NOT_HEARD_YET = "not heard since the monitor began"
 ANSWERS = "its engines answer gateways"
+ACCEPTS = "its engines accept connections"
 REFUSES = "gateways cannot connect to its engines"
 TOGETHER = "most nodes fell silent together"
 
@@ -24,6 +25,7 @@ class NodeFacts:
     `heard_at`: the last heart-beat. Before the first one (`heard` False): when it became known.
     `patient_from`: silence before this moment does not count (the monitor itself was deaf, or a freeze
     ended). `answered_at`, `refused_at`: the last success and failed connection that gateways reported.
+    `reached_at`: when one of its engines last accepted a connection of the monitor's own.
     """
 
     node: str
@@ -34,6 +36,7 @@ class NodeFacts:
     verdict: Verdict
     answered_at: float = NEVER
     refused_at: float = NEVER
+    reached_at: float = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,13 @@ def _judge_quiet(node: NodeFacts, rules: LivenessSettings, now: float, *, frozen
         evidence.append(ANSWERS)
     elif now - node.refused_at <= rules.answer_seconds:
         evidence.append(REFUSES)
+    # Without traffic no gateway can vouch: an agent that is away does not take its engines with it.
+    accepts = now - node.reached_at <= rules.answer_seconds
+    if accepts:
+        evidence.append(ACCEPTS)
     if frozen:
         return Judgement("frozen", (*evidence, TOGETHER))
-    if answers:
+    if answers or accepts:
         return Judgement("silent", tuple(evidence))
     limit = rules.lost_seconds if node.heard else rules.adopt_seconds
     if node.verdict == "lost":

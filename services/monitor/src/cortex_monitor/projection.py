@@ -27,6 +27,7 @@ class Candidate:
     """
 
     instance: str
+    node: str
     model_id: int
     fleet: str | None
     generation: int
@@ -46,6 +47,8 @@ def project(
     for candidate in candidates:
         if fleet is not None and candidate.fleet is not None and candidate.fleet != fleet:
             continue
+        if not _is_placed(wanted.get(candidate.model_id), candidate):
+            continue
         of_model = by_model.setdefault(candidate.model_id, {})
         other = of_model.get(candidate.instance)
         if other is None or candidate.generation > other.generation:
@@ -63,6 +66,12 @@ def project(
             taken.update(aliases)
             routes.append(_route(model, aliases, by_model.get(model.model_id, {}).values()))
     return sorted(routes, key=lambda route: route.name)
+
+
+def _is_placed(wanted: RouteWanted | None, candidate: Candidate) -> bool:
+    """Whether the node that claims the instance is the one on which the API placed it, as far as it says."""
+    placed = wanted.placed if wanted is not None else None
+    return placed is None or placed.get(candidate.instance, candidate.node) == candidate.node
 
 
 def _routed(wanted: Mapping[int, RouteWanted], manifest: WantedManifest | None) -> list[RouteWanted]:

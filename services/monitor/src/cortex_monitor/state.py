@@ -29,6 +29,7 @@ class Node:
     heard: bool = False
     heard_wall: datetime | None = None
     patient_from: float = NEVER
+    reached_at: float = NEVER
     observed: NodeObserved | None = None
     adopted: dict[str, tuple[int, Endpoint]] = field(default_factory=dict[str, tuple[int, Endpoint]])
     judgement: Judgement = field(default_factory=lambda: Judgement("live"))
@@ -39,6 +40,12 @@ class Node:
         if self.observed is None:
             return self.adopted.keys()
         return [instance.instance for instance in self.observed.instances]
+
+    def urls(self) -> list[str]:
+        """Where its ready engines listen."""
+        if self.observed is None:
+            return [endpoint.url for _, endpoint in self.adopted.values()]
+        return [seen.url for seen in self.observed.instances if seen.url and seen.phase == "ready"]
 
 
 class FleetState:
@@ -131,6 +138,17 @@ class FleetState:
                     node.adopted[endpoint.instance] = (route.model_id, endpoint)
         self._index()
 
+    def doubted(self) -> dict[str, list[str]]:
+        """Nodes that are silent or frozen, with the addresses of their engines."""
+        doubted = (node for node in self.nodes.values() if node.judgement.verdict in ("silent", "frozen"))
+        return {node.name: urls for node in doubted if (urls := node.urls())}
+
+    def reached(self, name: str, now: float) -> None:
+        """One of the node's engines accepted a connection."""
+        node = self.nodes.get(name)
+        if node is not None:
+            node.reached_at = now
+
     def be_patient(self, now: float) -> None:
         """The monitor was deaf until now: silence before this moment says nothing."""
         for node in self.nodes.values():
@@ -175,6 +193,7 @@ class FleetState:
             heartbeat_seconds=node.observed.heartbeat_seconds if node.observed else _HEARTBEAT_SECONDS,
             verdict=node.judgement.verdict,
             answered_at=max((record.answered_at for record in records), default=NEVER),
+            reached_at=node.reached_at,
             refused_at=max((record.refused_at for record in records), default=NEVER),
         )
 
@@ -185,6 +204,7 @@ class FleetState:
                 record = self.ejections.of(instance)
                 yield Candidate(
                     instance=instance,
+                    node=node.name,
                     model_id=model_id,
                     fleet=None,
                     generation=0,
@@ -201,6 +221,7 @@ class FleetState:
                 )
                 yield Candidate(
                     instance=seen.instance,
+                    node=node.name,
                     model_id=seen.model_id,
                     fleet=seen.fleet,
                     generation=seen.generation,

@@ -17,6 +17,7 @@ from cortex_shared.errors import InvalidInput
 from cortex_shared.logs import get_logger
 from cortex_shared.routing_store import RoutingStore
 
+from cortex_monitor.doors import Doors
 from cortex_monitor.event_log import EventLog, fleet_event, route_event, verdict_event
 from cortex_monitor.lease import Lease
 from cortex_monitor.liveness import Judgement
@@ -81,6 +82,7 @@ class Watch:
         self.publisher = Publisher(store, self.lease, on_adopt=self._adopt, on_write=self._wrote)
         self._verdicts = VerdictWriter(bus, mirrors.verdicts, state, self.lease)
         self._events = EventLog(bus, name=name)
+        self._doors = Doors(state)
         mirrors.observed.on_change(self._observed_changed)
         mirrors.wanted.on_change(self._wanted_changed)
         mirrors.verdicts.on_change(self._verdicts_changed)
@@ -92,6 +94,7 @@ class Watch:
             group.start_soon(self.publisher.run)
             group.start_soon(self._verdicts.run)
             group.start_soon(self._events.run)
+            group.start_soon(self._doors.run)
             group.start_soon(self._bus.listen, evidence.SUBJECTS, self._heard_gateway)
             await self._look()
 

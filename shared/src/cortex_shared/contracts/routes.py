@@ -63,6 +63,8 @@ class RouteWanted(Message):
     # The instances that may serve it: an instance of the model that is not listed is on its way out.
     # None: any ready instance of the model.
     instances: list[str] | None = None
+    # Instance -> the node on which it was placed: another node that claims it is not believed.
+    placed: dict[str, str] | None = None
 
 
 class WantedManifest(Message):

@@ -134,4 +134,5 @@ def route_wanted(model: ModelRow, rows: tuple[InstanceRow, ...]) -> RouteWanted:
         policy=model.spec.policy,
         external=engine.external(model.spec),
         instances=None if engine.program is None else sorted(row.id for row in rows if row.desired == "run"),
+        placed=None if engine.program is None else {row.id: row.node for row in rows if row.desired == "run"},
     )
