@@ -370,7 +370,7 @@ async def test_what_a_node_claims_of_itself_ends_no_controller(world: World) -> 
         {"instance": "x" * 100},
     ]
     for claim in claims:
-        await world.runs(start, **({"plan_hash": "other"} | claim))
+        await world.runs(start, "ready", **({"plan_hash": "other"} | claim))
     world.apis[0].controllers.hint_model(model)
     # It goes on, places what is missing, and takes none of these for an instance of its own.
     await until(lambda: len(world.told()) == 3)
