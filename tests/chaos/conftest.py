@@ -14,17 +14,7 @@ async def system() -> AsyncGenerator[System]:
     """A running system with the model `steady` served by a mock engine at 40 tokens/s a stream."""
     with TemporaryDirectory(prefix="cortex-chaos-") as folder:
         async with running_system(Path(folder) / "home") as system:
-            for name in ("steady", "other"):
-                await system.api(
-                    "POST",
-                    "/models",
-                    {
-                        "name": name,
-                        "engine_type": "llamacpp",
-                        "local_path": "tiny.gguf",
-                        "parallel_slots": 32,
-                    },
-                )
+            await system.create_models()
             await system.api("POST", "/models/steady/start")
             await system.until_running("steady")
             yield system

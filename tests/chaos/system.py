@@ -50,14 +50,13 @@ class System:
             os.kill(before, signal.SIGKILL)
             while (Path("/proc") / str(before) / "exe").exists():
                 await asyncio.sleep(0.005)
-            for entry in (self.home / "data" / part).iterdir():
-                if entry.is_dir():
-                    shutil.rmtree(entry)
-                elif entry.suffix not in {".conf", ".cfg"}:
-                    entry.unlink()
+            # Moved first: what a server leaves running for a moment must not write into the new folder.
+            gone = self.home / "data" / f"{part}.gone"
+            (self.home / "data" / part).rename(gone)
         finally:
             os.kill(self.process.pid, signal.SIGCONT)
         await self._until_replaced(part, before)
+        shutil.rmtree(gone, ignore_errors=True)
 
     async def _until_replaced(self, part: str, before: int) -> None:
         async with asyncio.timeout(30):
@@ -72,6 +71,21 @@ class System:
         response = await self.admin.request(method, path, json=body)
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
         return response.json() if response.content else None
+
+    async def create_models(self) -> None:
+        """The model that serves, and the one that proves that starting works."""
+        body = {"engine_type": "llamacpp", "local_path": "tiny.gguf", "parallel_slots": 32}
+        for name in ("steady", "other"):
+            await self.api("POST", "/models", body | {"name": name})
+
+    async def until_answering(self, *, seconds: float = 30) -> None:
+        """Wait until the API takes the admin's token again."""
+        async with asyncio.timeout(seconds):
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if (await self.admin.get("/whoami")).is_success:
+                        return
+                await asyncio.sleep(0.1)
 
     async def until_running(self, model: str, *, seconds: float = 30) -> dict[str, Any]:
         """Wait until a model is running; returns it."""

@@ -41,3 +41,22 @@ async def test_everything_but_the_gateway_dies_at_once(system: System) -> None:
         await system.until_whole(seconds=45)
         assert await system.engines() == before
     assert not streams.failures
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_an_emptied_database_stops_nothing_and_what_is_wanted_again_is_taken_over(
+    system: System,
+) -> None:
+    before = await system.engines()
+    async with system.streams("steady", 20) as streams:
+        await streams.until_all_flow()
+        await system.kill_and_empty("postgres")
+        await streams.until_all_flow()
+        await system.until_answering()
+        await system.create_models()
+        await system.api("POST", "/models/steady/start")
+        await system.until_running("steady")
+        await system.until_whole()
+        assert await system.engines() == before
+    assert not streams.failures
