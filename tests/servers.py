@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from secrets import token_hex
+from secrets import randbelow, token_hex
 from typing import IO, cast
 from urllib.parse import quote
 
@@ -132,6 +132,8 @@ def run_servers(
     `careless` means no fsync; `before` are words put before the command (`setpriv ...`).
     """
     options = ["--careless"] if careless else []
+    if not before:
+        _scatter(home)
     if authority is not None:
         home.mkdir(parents=True, exist_ok=True)
         (home / "authority.conf").write_text(authority.server_config())
@@ -149,6 +151,17 @@ def run_servers(
         process.wait(UP_SECONDS)
         cast("IO[str]", process.stdin).close()
         cast("IO[str]", process.stdout).close()
+
+
+def _scatter(home: Path) -> None:
+    """Let a new home remember a port of its own: sets that run side by side would take each other's.
+
+    Below the range of which the kernel gives ports to clients.
+    """
+    config = home / "config.json"
+    if not config.exists():
+        home.mkdir(parents=True, exist_ok=True)
+        config.write_text(json.dumps({"nats_port": 10_000 + randbelow(9_000)}))
 
 
 @pytest.fixture(scope="session")

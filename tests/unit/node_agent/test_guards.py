@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_looked_into_has_no_size(passable: Path) -> None
     closed = passable / "closed"
     closed.mkdir()
     (closed / "b").write_bytes(b"x")
-    closed.chmod(0o744)  # its names may be read, what they are may not
+    closed.chmod(0o644)  # its names may be read, what they are may not
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
