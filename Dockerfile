@@ -8,6 +8,12 @@ RUN /opt/cortex/bin/pip install --no-cache-dir --require-hashes -r requirements.
 COPY shared shared
 COPY services/${SERVICE} service
 RUN /opt/cortex/bin/pip install --no-cache-dir --no-deps ./shared ./service
+# The gateway's hot modules are compiled; the compiler stays here.
+RUN if [ -f service/compile.py ]; then \
+        apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && \
+        python -m pip install --no-cache-dir --require-hashes --target /opt/mypyc -r service/requirements-native.txt && \
+        PYTHONPATH=/opt/mypyc /opt/cortex/bin/python service/compile.py; \
+    fi
 
 FROM python:3.12-slim
 ARG SERVICE

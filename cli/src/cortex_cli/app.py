@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cortex_cli.commands import chat, doctor, fleet, keys, models, run, system, watch
+from cortex_cli.commands import chat, doctor, fleet, gateway, keys, models, run, system, watch
 from cortex_cli.exit_codes import MEANINGS
 from cortex_cli.session import Session
 from cortex_cli.settings import read_settings
@@ -15,16 +15,17 @@ def build() -> typer.Typer:
     """All commands."""
     app = _group("Serve large language models: on this machine (`cortex up`), or on a fleet.")
     app.callback(help=common.__doc__, epilog=f"Exit codes: {MEANINGS}")(common)
-    for command in (system.up, system.down, run.run, chat.chat, watch.status, doctor.doctor):
+    for command in (system.up, system.down, run.run, chat.chat, watch.status, doctor.doctor, gateway.gateway):
         app.command()(command)
     app.add_typer(_models(), name="models")
     instances = _group("Replicas of models.")
     instances.command("list")(fleet.list_instances)
     instances.command("show")(fleet.show_instance)
+    instances.command("delete")(fleet.delete_instance)
     app.add_typer(instances, name="instances")
     app.add_typer(_nodes(), name="nodes")
     app.add_typer(_keys(), name="keys")
-    for command in (watch.events, watch.usage, system.reset, system.version):
+    for command in (watch.events, watch.audit, watch.usage, system.reset, system.version):
         app.command()(command)
     return app
 
@@ -77,6 +78,7 @@ def _keys() -> typer.Typer:
     group = _group("API keys.")
     group.command()(keys.create)
     group.command("list")(keys.list_keys)
+    group.command()(keys.patch)
     group.command()(keys.revoke)
     return group
 

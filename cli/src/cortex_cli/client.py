@@ -111,6 +111,10 @@ class Api:
         """One replica. Raises NotFound."""
         return cast("Instance", self.call("GET", f"/instances/{_part(instance)}"))
 
+    def end_instance(self, instance: str) -> None:
+        """Stop an engine that no model has. Raises NotFound, or Conflict when a model has it."""
+        self.call("DELETE", f"/instances/{_part(instance)}")
+
     def nodes(self) -> list[Node]:
         """All hosts."""
         return cast("list[Node]", self._items("/nodes"))
@@ -135,6 +139,10 @@ class Api:
         """A new key: the answer holds it, and nothing else ever will."""
         return cast("Key", self.call("POST", "/keys", body=body))
 
+    def patch_key(self, key: str, body: Json) -> Key:
+        """Change some fields. Raises NotFound, InvalidInput or Conflict."""
+        return cast("Key", self.call("PATCH", f"/keys/{_part(key)}", body=body))
+
     def revoke_key(self, key: str) -> None:
         """Refused everywhere within a second. Raises NotFound."""
         self.call("DELETE", f"/keys/{_part(key)}")
@@ -143,6 +151,11 @@ class Api:
         """What happened last, oldest first."""
         found = self.call("GET", "/events", query={"format": "json", "limit": str(limit)})
         return cast("list[Event]", found.get("items", []))
+
+    def audit(self, limit: int, **filters: str | None) -> list[Json]:
+        """Who changed what, the newest first; filters are `actor`, `action` and `target`."""
+        found = self.call("GET", "/audit", query={**filters, "limit": str(limit)})
+        return cast("list[Json]", found.get("items", []))
 
     @contextmanager
     def follow_events(self) -> Generator[Iterator[Event]]:

@@ -32,7 +32,7 @@ def _files() -> dict[str, str]:
             f"CORTEX_MASTER_KEY={master}\nCORTEX_ENGINE_SECRET={engine}\n"
             "CORTEX_NATS_AUTHORITY=/etc/cortex/authority.json\n" + credentials("api") + redis_url
         ),
-        "monitor.env": credentials("monitor") + redis_url,
+        "monitor.env": f"CORTEX_ENGINE_SECRET={engine}\n" + credentials("monitor") + redis_url,
         "gateway.env": f"CORTEX_ENGINE_SECRET={engine}\n" + credentials("gateway") + redis_url,
         **{
             f"{service}.creds": authority.credentials(service, role="service")

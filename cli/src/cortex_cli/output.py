@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 from cortex_shared.errors import CortexError
 
+from cortex_cli.shapes import Model, Reason
+
 _COLOURS = {
     "running": "green",
     "ready": "green",
@@ -89,6 +91,22 @@ def age(moment: str | None) -> str:
         if seconds >= length:
             return f"{seconds / length:.0f}{unit}"
     return f"{max(seconds, 0):.0f}s"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Seconds as milliseconds."""
+    return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
+
+
+def reason(found: Reason | None) -> str:
+    """Message and remedy in one line; empty if there is none."""
+    return f"{found['message']}; {found.get('remedy') or ''}".strip("; ") if found else ""
+
+
+def ready(model: Model) -> str:
+    """How many of a model's replicas, or of its servers, are ready: `1/2`."""
+    wanted = len(model.get("endpoints") or []) or model["replicas"]
+    return f"{model.get('ready_replicas', 0)}/{wanted}"
 
 
 def gibibytes(mebibytes: int | None) -> str:

@@ -32,6 +32,19 @@ class Instance(TypedDict):
     progress_ratio: NotRequired[float | None]
 
 
+class Endpoint(TypedDict):
+    """A server that others run."""
+
+    url: str
+    weight: NotRequired[float]
+    model: NotRequired[str | None]
+    api_key_set: NotRequired[bool]
+    state: NotRequired[str]
+    reason: NotRequired[Reason | None]
+    latency_seconds: NotRequired[float | None]
+    checked_at: NotRequired[str | None]
+
+
 class Model(TypedDict):
     """A model; its engine's own settings stand beside these fields."""
 
@@ -49,6 +62,8 @@ class Model(TypedDict):
     repo_id: NotRequired[str | None]
     filename: NotRequired[str | None]
     instances: NotRequired[list[Instance]]
+    endpoints: NotRequired[list[Endpoint]]
+    warnings: NotRequired[list[str] | None]
 
 
 class Gpu(TypedDict):

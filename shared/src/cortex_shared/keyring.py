@@ -65,15 +65,22 @@ class Keyring:
                 _log.warning("keyring.unreadable_record", error=error.message)
         return records
 
-    async def follow(self, changed: Callable[[dict[str, KeyRecord]], Awaitable[None] | None]) -> None:
+    async def follow(
+        self,
+        changed: Callable[[dict[str, KeyRecord]], Awaitable[None] | None],
+        besides: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         """Hand over the whole ring, by hash, at each change, until cancelled.
 
-        A Redis without a ring (away, or come back empty) hands over nothing: known keys go on.
+        A Redis without a ring (away, or come back empty) hands over nothing: known keys go on. `besides` is
+        what else is to be looked at in Redis once a second: one timer for both.
         """
         seen: int | None = None
 
         async def look() -> None:
             nonlocal seen
+            if besides is not None:
+                await besides()
             version = await self.version()
             if version is None or version == seen:
                 return

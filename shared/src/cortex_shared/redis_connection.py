@@ -5,12 +5,21 @@ from contextlib import suppress
 
 import anyio
 from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from cortex_shared.errors import InvalidInput, Unavailable
 from cortex_shared.logs import get_logger
 
-__all__ = ["Redis", "RedisError", "RedisHealth", "connect_redis", "follow_channel", "unavailable"]
+__all__ = [
+    "AsyncScript",
+    "Redis",
+    "RedisError",
+    "RedisHealth",
+    "connect_redis",
+    "follow_channel",
+    "unavailable",
+]
 
 _log = get_logger("redis")
 

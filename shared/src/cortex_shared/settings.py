@@ -1,9 +1,10 @@
 """Setting groups that services reuse; each service builds its Settings of them, once, in __main__."""
 
+import sys
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -68,3 +69,16 @@ class ServiceSettings(BaseSettings):
 
     log: LogSettings = LogSettings()
     nats: NatsSettings = NatsSettings()
+
+
+def from_environment[S: ServiceSettings](make: type[S]) -> S:
+    """A service's settings. What is wrong ends the process with status 2, after a line for each on stderr."""
+    try:
+        return make()
+    except ValidationError as error:
+        # Never the values: they may be secrets.
+        for problem in error.errors(include_input=False, include_url=False, include_context=False):
+            name = "CORTEX_" + "__".join(str(part).upper() for part in problem["loc"])
+            sys.stderr.write(f"error: {name}: {problem['msg']}\n")
+        sys.stderr.write("remedy: give them in the environment as said, or leave out what has a default\n")
+        raise SystemExit(2) from None

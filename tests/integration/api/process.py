@@ -15,7 +15,7 @@ import httpx
 from cryptography.fernet import Fernet
 
 TOKEN = "sk-cortex-test-administrator-0123456789"
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 class ApiUnderTest:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -213,8 +212,7 @@ def test_open_streams_do_not_hold_up_a_stop(api: ApiUnderTest) -> None:
     with api.client() as client, client.stream("GET", "/events") as answer:
         assert answer.status_code == 200
         next(answer.iter_lines())
-        began = time.monotonic()
         api.process.terminate()
         assert eventually(lambda: api.process.poll() is not None)
-        assert time.monotonic() - began < 4
     assert api.process.returncode == 0
+    assert "timeout graceful shutdown exceeded" not in api.log()  # as uvicorn says when it cuts what is open

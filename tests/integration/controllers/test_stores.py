@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -19,6 +20,8 @@ from cortex_shared.contracts.usage import RequestUsage, UsageBatch, usage_subjec
 from cortex_shared.engine_keys import engine_key
 from cortex_shared.errors import InvalidInput, NotFound, Unavailable
 from cortex_shared.keyring import Keyring
+from cortex_shared.limit_ledger import day_name, month_name
+from cortex_shared.limit_store import PREFIX
 from cortex_shared.redis_connection import connect_redis
 from sqlalchemy import delete, text, update
 from sqlmodel import col, func, select
@@ -222,6 +225,34 @@ async def test_keys_reach_redis_and_come_back(world: World) -> None:
     second = await _add_key(world, "b")
     world.apis[0].controllers.hint_keys()
     await until(lambda: _equal(hashes, {first, second}))
+    await redis.aclose()
+
+
+async def test_budgets_are_what_postgres_counted_when_redis_has_lost_them(world: World) -> None:
+    redis = connect_redis(world.servers.redis_url)
+    while (now := utc_now()).hour == 23 and now.minute == 59:
+        await anyio.sleep(1)  # the day is to be the same until the end
+    day, month = day_name(1, int(now.timestamp()) // 86_400), month_name(1, now.year, now.month)
+    async with world.apis[-1].database.transaction() as session:
+        session.add(ApiKey(name="a", hash=hash_key("a"), shown="a", tokens_per_day=10, tokens_per_month=20))
+        session.add(ApiKey(name="b", hash=hash_key("b"), shown="b"))
+        for number, (key, before) in enumerate(((1, 0), (1, 0), (2, 0), (1, 40))):
+            told = usage(f"r{number}", key_id=key, started_at=now - timedelta(days=before))
+            session.add(Usage(**told.model_dump(), gateway="g"))
+    world.apis[0].controllers.hint_keys()
+
+    async def totals() -> list[int | None]:
+        names = (day, month, day_name(2, int(now.timestamp()) // 86_400))
+        found = [await redis.get(PREFIX + name) for name in names]
+        return [None if value is None else int(value) for value in found]
+
+    await until(lambda: _equal(totals, [14, 14, None]))
+    await redis.set(PREFIX + day, 100)  # gateways have told more than has reached Postgres
+    await redis.delete(PREFIX + month)
+    world.apis[0].controllers.hint_keys()
+    await until(lambda: _equal(totals, [100, 14, None]))
+    await world.servers.flush_redis()
+    await until(lambda: _equal(totals, [14, 14, None]))
     await redis.aclose()
 
 

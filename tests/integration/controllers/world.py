@@ -17,7 +17,7 @@ from cortex_api.observations import Observations
 from cortex_api.secrets import SecretBox
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.clock import utc_now
-from cortex_shared.contracts import commands, observed, verdicts
+from cortex_shared.contracts import commands, external, observed, verdicts
 from cortex_shared.contracts.commands import Manifest, Start, Stop, decode_command
 from cortex_shared.contracts.events import Event
 from cortex_shared.contracts.observed import InstanceObserved, NodeObserved, Phase, ProgramObserved
@@ -83,7 +83,8 @@ class World:
         database = Database(self.database_url)
         seen = Mirror.of_bucket(bus, observed.BUCKET)
         judged = Mirror.of_bucket(bus, verdicts.BUCKET)
-        observations = Observations(seen, judged)
+        elsewhere = Mirror.of_bucket(bus, external.BUCKET)
+        observations = Observations(seen, judged, elsewhere)
         redis = connect_redis(self.servers.redis_url)
         events: list[Event] = []
         controllers = Controllers(
@@ -107,6 +108,7 @@ class World:
                         group.start_soon(bus.run)
                         group.start_soon(seen.run)
                         group.start_soon(judged.run)
+                        group.start_soon(elsewhere.run)
                         group.start_soon(database.run, prepare)
                         for task in controllers.tasks():
                             group.start_soon(task)

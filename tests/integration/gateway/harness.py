@@ -39,6 +39,8 @@ def route(
     model: str | None = None,
     state: str = "running",
     key: str | None = None,
+    engine: str = "vllm",
+    context_length: int | None = None,
     **policy: Any,
 ) -> Route:
     """A route to these engines."""
@@ -47,7 +49,8 @@ def route(
         aliases=list(aliases),
         model_id=1,
         task="chat",
-        engine="vllm",
+        engine=engine,
+        context_length=context_length,
         created=1,
         state=state,
         policy=RoutePolicy(limits=limits or TimeLimits(), **policy),
@@ -65,7 +68,7 @@ def route(
 
 def key_record(key: str = KEY, **fields: Any) -> KeyRecord:
     """A key as the ring holds it."""
-    return KeyRecord(id=1, name="test", hash=hash_key(key), **fields)
+    return KeyRecord.model_validate({"id": 1, "name": "test", "hash": hash_key(key), **fields})
 
 
 class Stand:
@@ -85,7 +88,7 @@ class Stand:
         """What was journalled so far, in order."""
         lines: list[bytes] = []
         for path in sorted(self._journal.rglob("*.usage")):
-            lines += path.read_bytes().splitlines()
+            lines += path.read_bytes().rstrip(b"\0").splitlines()
         return [msgspec.json.decode(line, type=Record) for line in lines]
 
     async def one_record(self, seconds: float = 5) -> Record:
@@ -148,6 +151,29 @@ class Answer:
         return error
 
     @property
+    def anthropic_error(self) -> dict[str, Any]:
+        """The error of an answer in Anthropic's shape."""
+        document = cast("dict[str, Any]", self.json)
+        assert set(document) == {"type", "error", "request_id"}
+        assert document["type"] == "error"
+        assert set(document["error"]) == {"type", "message"}
+        assert document["request_id"] == self.headers["request-id"] == self.headers["x-request-id"]
+        assert self.headers["content-type"] == "application/json"
+        return document["error"]
+
+    @property
+    def typed(self) -> list[tuple[str, dict[str, Any]]]:
+        """The named events of a stream."""
+        found: list[tuple[str, dict[str, Any]]] = []
+        for block in self.body.decode().split("\n\n"):
+            lines = dict(
+                line.split(": ", 1) for line in block.split("\n") if line.startswith(("event", "data"))
+            )
+            if lines:
+                found.append((lines["event"], json.loads(lines["data"])))
+        return found
+
+    @property
     def events(self) -> list[Any]:
         found: list[Any] = []
         for block in self.body.decode().split("\n\n"):
@@ -159,7 +185,7 @@ class Answer:
     @property
     def text(self) -> str:
         events = [cast("dict[str, Any]", e) for e in self.events if isinstance(e, dict)]
-        return "".join(e["choices"][0]["delta"].get("content", "") for e in events if e.get("choices"))
+        return "".join(e["choices"][0]["delta"].get("content") or "" for e in events if e.get("choices"))
 
 
 class Raw:

@@ -41,7 +41,7 @@ class GatewayProcess:
     async def start(self) -> None:
         """Start it, and wait until it listens."""
         self._process = subprocess.Popen([sys.executable, "-m", "cortex_gateway"], env=self._environment)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 try:
                     (await self.connect()).close()
@@ -55,10 +55,27 @@ class GatewayProcess:
         """A raw connection."""
         return Raw(*await asyncio.open_connection("127.0.0.1", self.port, limit=2**24))
 
+    def workers(self) -> list[int]:
+        """The pids of its workers."""
+        assert self._process is not None
+        pid = self._process.pid
+        return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         assert self._process is not None
         self._process.send_signal(number)
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and has not ended."""
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """kill -9 it, if it runs, and wait for its end."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(20)
 
     async def ended(self, seconds: float = 20) -> int:
         """Its exit status, once it has ended."""

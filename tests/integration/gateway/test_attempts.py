@@ -1,13 +1,15 @@
 """Engines that fail, clients that leave, lines that are full: what is tried again, told and counted."""
 
 import asyncio
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cortex_shared.contracts.routes import TimeLimits
 
-from tests.fakes.upstream import Reply, Upstream
+from tests.fakes.upstream import Reply, Upstream, chunk, event
 from tests.integration.gateway.harness import Stand, chat, request, route, standing, table, until
 
 
@@ -41,7 +43,8 @@ async def test_a_whole_answer_that_breaks_is_got_elsewhere(journal: Path, die: s
     async with (
         Upstream(Reply(die=die)) as bad,
         Upstream() as good,
-        standing(journal, route(bad, good)) as stand,
+        # Chance may send any number of them to the bad one first.
+        standing(journal, route(bad, good), upstream={"retry_burst": 20}) as stand,
     ):
         for _ in range(20):
             answer = await stand.post(chat())
@@ -57,7 +60,8 @@ async def test_a_stream_that_breaks_before_its_first_content_is_got_elsewhere(
     async with (
         Upstream(Reply(die=die)) as bad,
         Upstream() as good,
-        standing(journal, route(bad, good)) as stand,
+        # Chance may send any number of them to the bad one first.
+        standing(journal, route(bad, good), upstream={"retry_burst": 20}) as stand,
     ):
         for _ in range(20):
             answer = await stand.post(chat(stream=True))
@@ -80,7 +84,8 @@ async def test_an_engine_that_refuses_sends_the_request_elsewhere(journal: Path,
 async def test_an_error_event_before_content_is_tried_elsewhere_or_becomes_a_status(journal: Path) -> None:
     overloaded = b'data: {"error":{"message":"full","type":"x","code":503}}\n\n'
     async with (
-        Upstream(Reply(error_event=overloaded)) as bad,
+        # vLLM says that it is done after an error too.
+        Upstream(Reply(error_event=overloaded + b"data: [DONE]\n\n")) as bad,
         Upstream() as good,
         standing(journal, route(bad, good), route(bad, name="one")) as stand,
     ):
@@ -134,6 +139,19 @@ async def test_a_stream_that_breaks_later_ends_with_an_error_event(journal: Path
         stand.gateway.table.replace(table(route(good), version=2))
         raw.send(request(chat()))
         assert (await raw.answer()).status == 200
+
+
+async def test_an_error_event_ends_a_stream_even_if_its_engine_goes_on(journal: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    failed = b'data: {"error":{"message":"CUDA error","type":"InternalServerError","code":500}}\n\n'
+    pieces = [head, chunk(event("t0 ")), chunk(event("t1 ")), chunk(failed), chunk(event("lost"))]
+    async with Upstream(Reply(raw=pieces)) as engine, standing(journal, route(engine)) as stand:
+        answer = await stand.post(chat(stream=True))
+        assert (answer.status, answer.text) == (200, "t0 t1 ")
+        assert "CUDA error" in answer.events[-1]["error"]["message"]
+        assert "lost" not in answer.body.decode()
+        record = await stand.one_record()
+        assert (record.outcome, record.completion_tokens) == ("engine_failed", 2)
 
 
 async def test_a_connection_that_died_idle_is_replaced_at_once(journal: Path) -> None:
@@ -197,6 +215,51 @@ async def test_a_slow_client_slows_the_engine_and_memory_stays(journal: Path) ->
         answer = await raw.answer(seconds=60)
         assert answer.body.count(b"\n\n") == 150_000 + 3
         assert (await stand.one_record()).completion_tokens == 150_000
+
+
+@pytest.mark.parametrize("gather", [0.002, 0])
+async def test_a_crowd_of_events_is_passed_on_several_at_a_time(journal: Path, gather: float) -> None:
+    count = 3000
+    reply = Reply(events=count, interval_seconds=1e-5)  # as fast as the loop goes around
+    upstream = {"gather_seconds": gather}
+    async with Upstream(reply) as engine, standing(journal, route(engine), upstream=upstream) as stand:
+        raw = await stand.connect()
+        raw.send(request(chat(stream=True)))
+        began, pieces, body = time.monotonic(), 0, b""
+        while not body.endswith(b"0\r\n\r\n"):
+            body += await asyncio.wait_for(raw.reader.read(65536), 10)
+            pieces += 1
+        texts = re.findall(rb'"content":"(t[0-9]+) "', body)
+        assert texts == [b"t%d" % number for number in range(count)]
+        record = await stand.one_record()
+        assert (record.outcome, record.completion_tokens) == ("done", count)
+        if gather and time.monotonic() - began < count * 0.0005:  # else they were no crowd
+            assert pieces < count / 2
+        # And the connection is good for another request.
+        assert (await stand.post(chat())).status == 200
+        assert engine.connections == 1
+
+
+async def test_an_engine_that_dies_in_a_crowd_of_events(journal: Path) -> None:
+    reply = Reply(events=1000, interval_seconds=1e-5, die="mid_event")
+    async with Upstream(reply) as engine, standing(journal, route(engine)) as stand:
+        answer = await stand.post(chat(stream=True))
+        assert answer.text == "".join(f"t{number} " for number in range(1000))
+        assert answer.events[-1]["error"]["code"] == "stream_broken"
+        assert (await stand.one_record()).completion_tokens == 1000
+
+
+async def test_a_client_that_leaves_in_a_crowd_of_events(journal: Path) -> None:
+    reply = Reply(events=100_000, interval_seconds=1e-5)
+    async with Upstream(reply) as engine, standing(journal, route(engine)) as stand:
+        raw = await stand.connect()
+        raw.send(request(chat(stream=True)))
+        await engine.until("sent_events", 500)
+        raw.abort()
+        await engine.until("aborted", 1)
+        record = await stand.one_record()
+        assert (record.outcome, record.source) == ("client_left", "counted")
+        assert 300 < record.completion_tokens <= engine.sent_events
 
 
 async def test_a_client_that_takes_nothing_is_cut(journal: Path) -> None:

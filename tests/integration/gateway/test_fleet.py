@@ -1,7 +1,9 @@
 """The gateway among real servers: routes and keys from Redis, usage to NATS, and both dying around it."""
 
 import asyncio
+import os
 import signal
+from collections import Counter
 from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +13,14 @@ import anyio
 import pytest
 from cortex_gateway.meter import Meter, Record
 from cortex_gateway.settings import MeterSettings
+from cortex_shared.bus import Bus
 from cortex_shared.contracts.evidence import SUBJECTS, GatewayEvidence
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.contracts.routes import Route
 from cortex_shared.keyring import Keyring
 from cortex_shared.redis_connection import connect_redis
 from cortex_shared.routing_store import RoutingStore
+from cortex_shared.settings import NatsSettings
 from nats.aio.msg import Msg
 
 from tests.fakes.upstream import Reply, Upstream
@@ -236,3 +240,84 @@ async def test_a_segment_that_somebody_removed_does_not_keep_the_rest(
         await until(lambda: not meter.journal.pending)
         group.cancel_scope.cancel()
     meter.close()
+
+
+async def test_usage_that_an_emptied_bus_had_taken_is_counted(
+    servers: ServersUnderTest, process: GatewayProcess
+) -> None:
+    async def taken() -> bool:
+        raw = await process.connect()
+        raw.send(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        page = (await raw.answer()).body.decode()
+        raw.close()
+        return "cortex_gateway_usage_sent_records_total 1.0" in page
+
+    bus = Bus(NatsSettings(url=servers.nats_url), name="test", owns_streams=True)
+    async with Upstream() as engine, anyio.create_task_group() as group:
+        group.start_soon(bus.run)
+        await publish(servers.redis_url, route(engine))
+        await process.start()
+        with anyio.fail_after(10):
+            while (await ask(process, stream=True)).status != 200:
+                await anyio.sleep(0.05)
+            while not await taken():
+                await anyio.sleep(0.05)
+        group.cancel_scope.cancel()
+    await servers.empty("nats")
+    async with bus_with_usage(servers.nats_url) as (_, seen):
+        await until(lambda: [record.stream for record in seen.records] == [True])
+
+
+async def test_two_workers_share_the_port_and_a_killed_one_loses_nothing(
+    servers: ServersUnderTest, tmp_path: Path
+) -> None:
+    await servers.flush_redis()
+    nats_url = await servers.fresh_nats()
+    process = GatewayProcess(
+        tmp_path, redis_url=servers.redis_url, nats_url=nats_url, CORTEX_HTTP__WORKERS="2"
+    )
+    async with Upstream(Reply(hold_after=1)) as engine, bus_with_usage(nats_url) as (_, seen):
+        await publish(servers.redis_url, route(engine))
+        await process.start()
+        raws: list[Raw] = []
+        try:
+            await until(lambda: len(process.workers()) == 2)
+            workers = process.workers()
+            raws += [await process.connect() for _ in range(12)]
+            for raw in raws:  # each worker gets its routes at a moment of its own
+                while (await asked(raw, engine, Reply(body=b"{}"))).status != 200:
+                    engine.replies.clear()
+                    await asyncio.sleep(0.05)
+            for raw in raws:
+                raw.send(request(chat(stream=True)))
+            await engine.until("sent_events", len(raws))
+            os.kill(workers[0], signal.SIGKILL)
+            engine.go.set()
+            answered = [await whole(raw) for raw in raws].count(True)
+            assert 0 < answered < len(raws)
+            await until(lambda: len({r.request_id for r in seen.records}) >= 2 * len(raws))
+            outcomes = Counter(r.outcome for r in seen.records)
+            assert outcomes["gateway_died"] == len(raws) - answered
+            assert outcomes["done"] == len(raws) + answered
+            await until(lambda: len({*process.workers()} - {workers[0]}) == 2)
+        finally:
+            process.signal(signal.SIGTERM)
+            assert await process.ended() == 0
+            for raw in raws:
+                raw.abort()
+
+
+async def asked(raw: Raw, engine: Upstream, reply: Reply) -> Answer:
+    """One request on this connection, with this reply."""
+    engine.replies.append(reply)
+    raw.send(request(chat()))
+    return await raw.answer()
+
+
+async def whole(raw: Raw) -> bool:
+    """Whether the answer comes to its end."""
+    try:
+        answer = await raw.answer()
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return False
+    return answer.text == "t0 t1 t2 " and not answer.cut

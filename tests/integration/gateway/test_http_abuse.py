@@ -11,6 +11,7 @@ from tests.integration.gateway.harness import KEY, chat, request, route, standin
 _START = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer " + KEY.encode() + b"\r\n"
 _BODY = b'{"model":"m","messages":[]}'
 _LENGTH = b"content-length: %d\r\n" % len(_BODY)
+_CHUNKED = _START + b"transfer-encoding: chunked\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -37,6 +38,71 @@ _LENGTH = b"content-length: %d\r\n" % len(_BODY)
         _START + b"transfer-encoding: chunked\r\n\r\nffffffffffffffffff\r\n",
         _START + b"transfer-encoding: chunked\r\n\r\n2\r\nabc\r\n0\r\n\r\n",
         _START + b"transfer-encoding: chunked\r\n\r\n3\nabc\n0\n\n",
+        _CHUNKED + b"-3\r\nabc\r\n0\r\n\r\n",
+        _CHUNKED + b"+3\r\nabc\r\n0\r\n\r\n",
+        _CHUNKED + b" 3\r\nabc\r\n0\r\n\r\n",
+        _CHUNKED + b"\r\n",
+        _CHUNKED + b";a=b\r\nabc\r\n",
+        _CHUNKED + b"3;a\nb\r\nabc\r\n0\r\n\r\n",
+        _CHUNKED + b"3;a\rb\r\nabc\r\n0\r\n\r\n",
+        _CHUNKED + b"3;\0\r\nabc\r\n0\r\n\r\n",
+        _CHUNKED + b"3\r\nabc0\r\n\r\n",
+        _CHUNKED + b"0\r\nx : y\r\n\r\n",
+        _CHUNKED + b"0\r\n x: y\r\n\r\n",
+        _CHUNKED + b"0\r\nx: a\0b\r\n\r\n",
+        _CHUNKED + b"0\r\nx: y\n\n",
+        _START + b"transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding: identity\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding: chunked;q=1\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
+        _START + b"transfer-encoding:\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + _LENGTH + b"content-length: 0\r\n\r\n" + _BODY,
+        _START + b"content-length: \r\n\r\n",
+        _START + b"content-length: 0x1b\r\n\r\n" + _BODY,
+        _START + b"content-length: 2 7\r\n\r\n" + _BODY,
+        _START + b"content-length: 27,\r\n\r\n" + _BODY,
+        _START + b"content-length: 27.0\r\n\r\n" + _BODY,
+        _START + b"content-length: 18446744073709551643\r\n\r\n" + _BODY,  # 2**64 + 27
+        _START + "content-length: \N{FULLWIDTH DIGIT ONE}\r\n\r\n".encode() + _BODY,
+        _START + b"x: a\rb\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"x: a\r\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"x: a\nb: c\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"x: a\x01b\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"x: a\x7fb\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"x\0: a\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"x(y): a\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"x\xe9: a\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b": a\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START + b"nonsense\r\n" + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"\r\nhost", b"\r\n host") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"host: x", b"host: x\r\nhost: y") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"\r\n", b"\r", 1) + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"POST", b"post") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"POST", b"P0ST") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"POST", b"TRACK") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b" HTTP/1.1", b"") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"HTTP/1.1", b"HTTP/1.1 x") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"HTTP/1.1", b"http/1.1") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"HTTP/1.1", b"HTTP/1.10") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"HTTP/1.1", b"HTTP/0.9") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"HTTP/1.1", b"HTTP/2.0") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"/v1/chat", b"/v1/ chat") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"/v1/chat", b"/v1/\0chat") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"/v1/chat", b"/v1/\xff") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"/v1/chat/completions", b"*") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"/v1/chat", b"ftp://x/v1/chat") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"/v1/chat", b"http:///v1/chat") + _LENGTH + b"\r\n" + _BODY,
+        _START.replace(b"/v1/chat", b"http://x:99999999/v1/chat") + _LENGTH + b"\r\n" + _BODY,
+        b"GET /\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"CONNECT /v1/chat/completions HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
+        b"\0" * 32,
         _START.replace(b"host: x\r\n", b"") + _LENGTH + b"\r\n" + _BODY,
         _START.replace(b"/v1/chat/completions", b"v1") + _LENGTH + b"\r\n" + _BODY,
         b"CONNECT a:1 HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -225,3 +291,54 @@ async def test_an_application_path_that_answers_before_its_body_closes(journal: 
         raw.send(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"a" * 100)
         assert (await raw.answer()).status == 404
         assert await raw.closed()
+
+
+async def test_a_head_that_came_before_is_read_as_the_first_time(journal: Path) -> None:
+    async with Upstream() as engine, standing(journal, route(engine)) as stand:
+        raw = await stand.connect()
+        for number in range(4):
+            raw.send(request(chat("x" * number * 1000)))
+            assert (await raw.answer()).status == 200
+        whole = request(chat("y" * 500_000))
+        for start in range(0, len(whole), 100_000):
+            raw.send(whole[start : start + 100_000])
+            await asyncio.sleep(0.01)
+        assert (await raw.answer()).status == 200
+        # Two at once, and one that begins in the piece that ends another.
+        raw.send(request(chat("a")) + request(chat("b")))
+        assert [(await raw.answer()).status for _ in range(2)] == [200, 200]
+        long, short = request(chat("c" * 300_000)), request(chat("d"))
+        raw.send(long[:1000])
+        await asyncio.sleep(0.02)
+        raw.send(long[1000:] + short[:20])
+        await asyncio.sleep(0.02)
+        raw.send(short[20:])
+        assert [(await raw.answer()).status for _ in range(2)] == [200, 200]
+        sent = [each.body["messages"][0]["content"] for each in engine.requests]
+        assert [len(content) for content in sent] == [0, 1000, 2000, 3000, 500_000, 1, 1, 300_000, 1]
+        assert [content[:1] for content in sent[4:]] == ["y", "a", "b", "c", "d"]
+
+
+async def test_a_key_that_goes_is_refused_though_its_head_is_known(journal: Path) -> None:
+    async with Upstream() as engine, standing(journal, route(engine)) as stand:
+        raw = await stand.connect()
+        for _ in range(3):
+            raw.send(request(chat()))
+            assert (await raw.answer()).status == 200
+        stand.gateway.keys.replace([])
+        raw.send(request(chat()))
+        assert (await raw.answer()).status == 401
+        assert len(engine.requests) == 3
+
+
+async def test_the_rest_of_a_body_that_does_not_come(journal: Path) -> None:
+    intake = {"body_seconds": 0.3}
+    async with Upstream() as engine, standing(journal, route(engine), intake=intake) as stand:
+        raw = await stand.connect()
+        raw.send(request(chat()))
+        assert (await raw.answer()).status == 200
+        raw.send(request(chat("x" * 1000))[:-10])
+        answer = await raw.answer()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert await raw.closed()
+        assert len(engine.requests) == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cortex_cli.commands.model_settings import read_body, typed
+from cortex_cli.commands.model_settings import endpoints_of, read_body, typed
 from cortex_shared.errors import InvalidInput
 
 _SCHEMA: dict[str, Any] = {
@@ -68,3 +68,93 @@ def test_a_file_without_an_object_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_without_a_schema_the_text_decides() -> None:
     assert [typed("x", text, {}) for text in ("1", "1.5", "true", "plain")] == [1, 1.5, True, "plain"]
+
+
+_MODEL: dict[str, Any] = {
+    "$defs": {
+        "Policy": {
+            "type": "object",
+            "properties": {
+                "balance": {"enum": ["least", "prefix"], "type": "string"},
+                "concurrency": {"type": "integer"},
+                "strict": {"type": "boolean"},
+                "limits": {"$ref": "#/$defs/Limits"},
+                "defaults": {"type": "object", "additionalProperties": True},
+                "fallbacks": {"type": "array", "items": {"type": "string"}},
+            },
+        },
+        "Limits": {"properties": {"idle_seconds": {"type": "number"}}},
+        "Server": {
+            "properties": {
+                "url": {"type": "string"},
+                "model": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "api_key": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+                "weight": {"type": "number"},
+                "tls_verify": {"type": "boolean"},
+            }
+        },
+    },
+    "properties": {
+        "name": {"type": "string"},
+        "policy": {"anyOf": [{"$ref": "#/$defs/Policy"}, {"type": "null"}]},
+        "env": {"type": "object", "additionalProperties": {"type": "string"}},
+        "endpoints": {"type": "array", "items": {"$ref": "#/$defs/Server"}},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (
+            ["policy.balance=prefix", "policy.concurrency=8"],
+            {"policy": {"balance": "prefix", "concurrency": 8}},
+        ),
+        (
+            ["policy.strict=yes", "policy.fallbacks=a,b"],
+            {"policy": {"strict": True, "fallbacks": ["a", "b"]}},
+        ),
+        (["policy.limits.idle_seconds=2.5"], {"policy": {"limits": {"idle_seconds": 2.5}}}),
+        (["policy.defaults.temperature=0.2"], {"policy": {"defaults": {"temperature": 0.2}}}),
+        (["policy=null"], {"policy": None}),
+        (["env.OMP_NUM_THREADS=7"], {"env": {"OMP_NUM_THREADS": "7"}}),
+        (
+            ['policy={"balance":"prefix"}', "policy.strict=1"],
+            {"policy": {"balance": "prefix", "strict": True}},
+        ),
+    ],
+)
+def test_a_dot_leads_into_an_object(words: list[str], wanted: object) -> None:
+    assert read_body(words, None, _MODEL) == wanted
+
+
+@pytest.mark.parametrize(
+    "words", [["policy.concurrency=many"], ["name=a", "name.b=c"], ["policy=null", "policy.strict=1"]]
+)
+def test_a_dot_leads_nowhere_else(words: list[str]) -> None:
+    with pytest.raises(InvalidInput):
+        read_body(words, None, _MODEL)
+
+
+def test_servers_in_words(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sk-theirs\n")
+    words = [f"https://a:1,model=7,weight=2,api_key_file={key}", "http://b,tls_verify=no"]
+    assert endpoints_of(words, _MODEL) == [
+        {"url": "https://a:1", "model": "7", "weight": 2, "api_key": "sk-theirs"},
+        {"url": "http://b", "tls_verify": False},
+    ]
+
+
+@pytest.mark.parametrize(
+    "word", ["http://a,weight", "http://a,weight=heavy", "http://a,api_key_file=/no/such"]
+)
+def test_servers_in_words_that_make_no_sense(word: str) -> None:
+    with pytest.raises(InvalidInput):
+        endpoints_of([word], _MODEL)
+
+
+def test_a_key_in_words_is_not_repeated() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        endpoints_of(["http://a,api_key=sk-theirs,weight"], _MODEL)
+    assert "sk-theirs" not in caught.value.message

@@ -8,11 +8,13 @@ from cortex_gateway import body, sse
 from cortex_gateway.chunks import LAST, ChunkReader, frame, payload
 from cortex_gateway.errors import ApiError, from_engine
 from cortex_gateway.incoming import Incoming
-from cortex_gateway.relay import StreamRelay
-from cortex_gateway.wire import request_head
+from cortex_gateway.relay import CROWD_EVENTS, StreamRelay
+from cortex_gateway.wire import passed_lines
 from cortex_shared.errors import InvalidInput
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.fakes.upstream import FINISH, ROLE, chunk, event, usage_event
 
 _NAMES = st.sampled_from(["model", "stream_options", "a", "messages", "é", 'q"uote', "include_usage"])
 _SCALARS = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=12) | _NAMES
@@ -45,6 +47,32 @@ def test_another_model_is_the_only_change(made: tuple[dict[str, Any], bytes], mo
     document, data = made
     model = model.encode("utf-8", "ignore").decode()
     assert json.loads(body.with_model(data, model)) == {**document, "model": model}
+
+
+@pytest.mark.parametrize(
+    ("data", "renamed"),
+    [
+        (b'{"model":"a"}', b'{"model":"Z"}'),
+        (b' { "model" : "a" , "x":1} ', b' { "model" : "Z" , "x":1} '),
+        (b'{"x":{"model":"b"},"model":"a"}', b'{"x":{"model":"b"},"model":"Z"}'),
+        (b'{"model":"a","x":{"model":"b"}}', b'{"model":"Z","x":{"model":"b"}}'),
+        (b'{"model":"a","x":[{"model":"b"},{}]}', b'{"model":"Z","x":[{"model":"b"},{}]}'),
+        (b'{"model":"a","x\\"model":"b"}', b'{"model":"Z","x\\"model":"b"}'),
+        (b'{"model":"a","x":"model"}', b'{"model":"Z","x":"model"}'),
+        (b'{"x":"model","model":"a","y":"}"}', b'{"x":"model","model":"Z","y":"}"}'),
+        (b'{"mod\\u0065l":"a","y":{"model":"b"}}', b'{"mod\\u0065l":"Z","y":{"model":"b"}}'),
+        (b'{"x\\"model":"b","mod\\u0065l":"a"}', b'{"x\\"model":"b","mod\\u0065l":"Z"}'),
+        (b'{"mod\\u0065l":"a","y":[1]}', b'{"mod\\u0065l":"Z","y":[1]}'),
+        (b'{"model":"a","model":"b","y":{"z":[]}}', b'{"model":"a","model":"Z","y":{"z":[]}}'),
+    ],
+)
+def test_the_right_model_is_changed(data: bytes, renamed: bytes) -> None:
+    assert body.with_model(data, "Z") == renamed
+    # And where much stands behind it.
+    long = b',"long":"' + b"l" * 10_000 + b'"}'
+    end = data.rindex(b"}")
+    if data.count(b'"model":"') == 1:
+        assert body.with_model(data[:end] + long, "Z") == renamed[: renamed.rindex(b"}")] + long
 
 
 @given(_documents())
@@ -171,6 +199,26 @@ def test_what_is_not_utf_8_is_refused_or_passed_over() -> None:
     assert from_engine(500, b'{"error":{"message":"\xff"}}').status == 500
 
 
+def test_the_name_of_an_error_event_is_no_type_of_error() -> None:
+    told = from_engine(500, b'{"type":"error","code":"oom","message":"out of memory","param":null}')
+    assert (told.type, told.code, told.message) == ("server_error", "oom", "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ({"type": "overloaded_error"}, 503),
+        ({"type": "rate_limit_error"}, 429),
+        ({"type": "BadRequestError"}, 400),
+        ({"type": "api_error"}, 500),
+        ({"type": ["overloaded_error"]}, 500),
+        ({"type": "overloaded_error", "code": 507}, 507),
+    ],
+)
+def test_an_error_event_stands_for_a_status(error: dict[str, object], status: int) -> None:
+    assert sse.status_of(json.dumps({"type": "error", "error": error}).encode()) == status
+
+
 def test_every_connection_header_names_what_stays_here() -> None:
     client = [
         (b"connection", b"x-a"),
@@ -179,7 +227,7 @@ def test_every_connection_header_names_what_stays_here() -> None:
         (b"x-b", b"2"),
         (b"x-c", b"3"),
     ]
-    head = request_head(b"", client, b"id", 0)
+    head = passed_lines(client)
     assert [line[:3] for line in head.split(b"\r\n") if line.startswith((b"x-a", b"x-b", b"x-c"))] == [b"x-c"]
 
 
@@ -187,9 +235,60 @@ def test_a_body_in_very_many_pieces() -> None:
     incoming, whole = Incoming(), bytes(range(256)) * 40
     for at in range(0, len(whole), 2):
         incoming.add(whole[at : at + 2])
-    assert incoming.body() == whole
+    assert incoming.take_body() == whole
     assert len(incoming.parts) < 2000
     one = Incoming()
-    assert one.body() == b""
+    assert one.take_body() == b""
     one.add(b"{}")
-    assert one.body() == b"{}"
+    assert one.take_body() == b"{}"
+
+
+def test_the_quick_reader_gives_what_the_slow_one_gives() -> None:
+    pieces = [
+        chunk(event("a")),
+        chunk(event("b"))[:20],
+        chunk(event("b"))[20:] + chunk(event("c")),
+        chunk(event("d") + event("e")),
+        chunk(b": ping\n\n"),
+        chunk(event("f")[:10]),
+        chunk(event("f")[10:]),
+        chunk(event('"error"')),
+        chunk(event("g")) + chunk(event("h")) + chunk(b": x\n\n"),
+        chunk(event("z")),
+        chunk(FINISH) + chunk(usage_event(7, 8)) + chunk(b"data: [DONE]\n\n"),
+    ]
+    written: list[bytes] = []
+    slow: list[bytes] = []
+    relay = StreamRelay(chunked=True, hide_usage=True, event_max_bytes=100_000)
+    chunks = ChunkReader(100_000)
+
+    def read_slowly(data: bytes) -> None:
+        slow.append(data)
+        block, whole = chunks.feed(data)
+        written.append(relay.block(block, whole) if block else b"")
+
+    read_slowly(chunk(ROLE) + chunk(event("first")))
+    read = relay.quick_reader(chunks, written.append, read_slowly, lambda: None)
+    for piece in pieces:
+        read(piece)
+    expected = event("first"), *map(event, "abc"), event("d") + event("e"), b": ping\n\n", event("f")
+    rest = event('"error"'), event("g"), event("h"), b": x\n\n", event("z"), FINISH, b"data: [DONE]\n\n"
+    assert payload(b"".join(written)) == b"".join((ROLE, *expected, *rest))
+    assert (relay.tokens, relay.complete, relay.usage is not None) == (11, True, True)
+    assert chunk(event("z")) not in slow  # a size that has come before, in a whole chunk
+    assert {pieces[1], pieces[2], pieces[5], pieces[6], pieces[8], pieces[-1]} <= set(slow)
+
+
+def test_a_quick_reader_tells_that_events_come_one_by_one() -> None:
+    relay = StreamRelay(chunked=True, hide_usage=True, event_max_bytes=100_000)
+    chunks, written, crowds = ChunkReader(100_000), list[bytes](), list[int]()
+
+    def read_slowly(data: bytes) -> None:
+        block, whole = chunks.feed(data)
+        written.append(relay.block(block, whole))
+
+    read = relay.quick_reader(chunks, written.append, read_slowly, lambda: crowds.append(relay.tokens))
+    for _ in range(3 * CROWD_EVENTS):
+        read(chunk(event("a")))
+    assert crowds == [CROWD_EVENTS, 2 * CROWD_EVENTS, 3 * CROWD_EVENTS]
+    assert len(written) == 3 * CROWD_EVENTS

@@ -1,5 +1,6 @@
 """What is journalled stays until it is sent, whoever dies in between, and no more than the bound."""
 
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -56,21 +57,48 @@ def test_the_bound_holds_and_what_is_lost_is_counted(tmp_path: Path) -> None:
     journal.close()
 
 
-def test_a_record_that_is_cut_short_spoils_no_other(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
-    record = b"{" + b"x" * 40_000 + b"}"
-    assert journal.append(record)
+def test_a_disk_without_room_for_another_segment_loses_what_came_last(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=10 * _ROOMY)
+    record = b"{" + b"x" * 400_000 + b"}"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
-        taken = journal.append(record)
+        taken = [journal.append(record) for _ in range(4)]
+        assert journal.append(b"{3}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert not taken
-    assert journal.append(b"{3}")
-    (segment,) = journal.segments()
-    assert segment.read_bytes() == record + b"\n{3}\n"
+    assert taken == [True, True, False, False]
+    assert journal.lost == 2
+    assert journal.append(record)
+    first, second = journal.segments()
+    assert first.read_bytes() == (record + b"\n") * 2 + b"{3}\n"
+    assert second.read_bytes() == record + b"\n"
     journal.close()
+
+
+def test_a_record_larger_than_a_segment(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=10 * _ROOMY)
+    record = b"{" + b"x" * 3_000_000 + b"}"
+    assert journal.append(b"{1}")
+    assert journal.append(record)
+    assert journal.append(b"{2}")
+    assert b"".join(path.read_bytes() for path in journal.segments()) == b"{1}\n" + record + b"\n{2}\n"
+    journal.close()
+
+
+def test_what_a_killed_process_left_in_its_segment(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        killed = Journal(tmp_path, "killed", max_bytes=_ROOMY)
+        killed.append(b"{1}")
+        killed.append(b"{2}")
+        os._exit(0)
+    os.waitpid(child, 0)
+    new = Journal(tmp_path, "new", max_bytes=_ROOMY)
+    assert new.size_bytes == len(b"{1}\n{2}\n")
+    (segment,) = new.segments()
+    assert segment.read_bytes().rstrip(b"\0") == b"{1}\n{2}\n"
+    new.close()
 
 
 def test_a_segment_that_cannot_be_begun_leaves_the_old_one_in_use(tmp_path: Path) -> None:

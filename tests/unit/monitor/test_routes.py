@@ -112,13 +112,16 @@ def test_instances_of_another_fleet_do_not_serve(fleet: Fleet) -> None:
 
 
 def test_external_endpoints_pass_through_with_their_keys(fleet: Fleet) -> None:
-    outside = ExternalEndpoint(id="cloud", url="https://cloud", weight=2, model="big", key="secret")
+    outside = ExternalEndpoint(
+        id="cloud", url="https://cloud", weight=2, model="big", sealed_key="v1.x", tls_verify=False, ca="pem"
+    )
     fleet.state.fold_wanted(wanted().model_copy(update={"external": [outside]}))
     (route,) = fleet.routes()
-    assert route.state == "running"
+    assert route.state == "starting"
     (endpoint,) = route.endpoints
     assert (endpoint.instance, endpoint.url, endpoint.weight) == ("cloud", "https://cloud", 2)
-    assert (endpoint.model, endpoint.key, endpoint.node) == ("big", "secret", None)
+    assert (endpoint.model, endpoint.sealed_key, endpoint.node) == ("big", "v1.x", None)
+    assert (endpoint.external, endpoint.tls_verify, endpoint.ca) == (True, False, "pem")
 
 
 def test_a_route_goes_only_when_a_manifest_of_the_fleet_omits_it(fleet: Fleet) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 from cortex_shared import logs
-from cortex_shared.settings import HttpSettings, LogSettings, RedisSettings, ServiceSettings
+from cortex_shared.settings import HttpSettings, LogSettings, RedisSettings, ServiceSettings, from_environment
 from pydantic import SecretStr, ValidationError
 
 
@@ -52,6 +52,23 @@ def test_what_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, name: s
     monkeypatch.setenv(name, value)
     with pytest.raises(ValidationError):
         Sample()
+
+
+def test_a_service_ends_with_a_line_for_each_wrong_setting_and_no_value(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert from_environment(Sample).http.port == 8087
+    monkeypatch.setenv("CORTEX_HTTP__PORT", "hunter2")
+    monkeypatch.setenv("CORTEX_LOG__LEVEL", "swordfish")
+    with pytest.raises(SystemExit) as ended:
+        from_environment(Sample)
+    assert ended.value.code == 2
+    told = capsys.readouterr().err.splitlines()
+    assert [line.partition(": ")[0] for line in told] == ["error", "error", "remedy"]
+    assert any("CORTEX_HTTP__PORT" in line for line in told)
+    assert any("CORTEX_LOG__LEVEL: Input should be 'debug'" in line for line in told)
+    assert "hunter2" not in str(told)
+    assert "swordfish" not in str(told)
 
 
 def test_settings_do_not_change() -> None:

@@ -54,6 +54,16 @@ def show_instance(
         output.fields(list(found.items()))
 
 
+def delete_instance(
+    context: typer.Context,
+    instance: Annotated[str, typer.Argument(metavar="INSTANCE", help="Its id.")],
+) -> None:
+    """Stop an engine that runs though no model has it, as after a database was lost."""
+    with Session.of(context).api() as api:
+        api.end_instance(instance)
+    print(f"{instance} is told to stop.")
+
+
 def list_nodes(context: typer.Context, as_json: Json = False) -> None:
     """All hosts."""
     with Session.of(context).api() as api:

@@ -14,6 +14,18 @@ from cortex_cli.shapes import Model
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Show progress until it is done.")]
 
 
+Engine = Annotated[str | None, typer.Option(help="llamacpp (understood for a .gguf file), vllm or external.")]
+Endpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--endpoint",
+        metavar="URL[,KEY=VALUE...]",
+        help="A server that others run: model, weight, health_path, tls_verify, api_key_file, ca_file; may be"
+        " repeated.",
+    ),
+]
+
+
 def list_models(
     context: typer.Context,
     state: Annotated[str | None, typer.Option(help="Only those in this state.")] = None,
@@ -32,7 +44,7 @@ def list_models(
             model["served_model_name"],
             model["engine_type"],
             model["state"],
-            f"{model.get('ready_replicas', 0)}/{model['replicas']}",
+            output.ready(model),
             reason_text(model),
         )
         for model in found
@@ -48,11 +60,12 @@ def show(context: typer.Context, model: ModelName, as_json: Json = False) -> Non
     if as_json:
         output.as_json(found)
         return
-    nested = ("instances", "state_reason")
+    nested = ("instances", "state_reason", "endpoints")
     pairs = [(name, value) for name, value in found.items() if name not in nested]
     output.fields(pairs)
     if found.get("state_reason"):
         output.fields([("reason", reason_text(found))])
+    _show_endpoints(found)
     for instance in found.get("instances") or []:
         print()
         output.fields(list(instance.items()))
@@ -63,22 +76,26 @@ def create(
     name: Annotated[str | None, typer.Argument(help="The model's name.")] = None,
     settings: Settings = None,
     file: SettingsFile = None,
-    engine: Annotated[
-        str | None, typer.Option(help="llamacpp (understood for a .gguf file), vllm or external.")
-    ] = None,
+    engine: Engine = None,
+    endpoint: Endpoints = None,
     start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
     as_json: Json = False,
 ) -> None:
-    """A new model, stopped. Its fields: `cortex models create NAME --set local_path=x.gguf --set ngl=99`."""
+    """A new model, stopped. Its fields: `cortex models create NAME --set local_path=x.gguf --set ngl=99`.
+
+    Of one that others serve: `cortex models create NAME --endpoint https://host:8000,api_key_file=KEY`.
+    """
     from cortex_cli.commands.model_settings import new_model_body
 
     with Session.of(context).api() as api:
-        body = new_model_body(api, settings, file, engine)
+        body = new_model_body(api, settings, file, engine, endpoint)
         if name is not None:
             body["name"] = name
         found = api.create_model(body)
         if start:
+            warnings = found.get("warnings")
             found = api.start_model(str(found["id"]))
+            found["warnings"] = warnings
     _say(found, "created" + (" and started" if start else ""), as_json=as_json)
 
 
@@ -87,14 +104,18 @@ def patch(
     model: ModelName,
     settings: Settings = None,
     file: SettingsFile = None,
+    endpoint: Endpoints = None,
     as_json: Json = False,
 ) -> None:
-    """Change settings; replicas that run are replaced when they must be."""
-    from cortex_cli.commands.model_settings import read_body, schema_of
+    """Change settings; replicas that run are replaced where they must be. Endpoints change all at once."""
+    from cortex_cli.commands.model_settings import endpoints_of, read_body, schema_of
 
     with Session.of(context).api() as api:
-        engine = api.model(model)["engine_type"]
-        found = api.patch_model(model, read_body(settings, file, schema_of(api, engine)))
+        schema = schema_of(api, api.model(model)["engine_type"])
+        change = read_body(settings, file, schema)
+        if endpoint:
+            change["endpoints"] = endpoints_of(endpoint, schema)
+        found = api.patch_model(model, change)
     _say(found, "changed", as_json=as_json)
 
 
@@ -148,16 +169,16 @@ def dry_run(
     model: Annotated[str | None, typer.Argument(metavar="[MODEL]", help="An existing model.")] = None,
     settings: Settings = None,
     file: SettingsFile = None,
-    engine: Annotated[
-        str | None, typer.Option(help="llamacpp (understood for a .gguf file), vllm or external.")
-    ] = None,
+    engine: Engine = None,
+    endpoint: Endpoints = None,
     as_json: Json = False,
 ) -> None:
     """The exact plan and where it would run, without running it: of a model, or of settings alone."""
     from cortex_cli.commands.model_settings import new_model_body
 
     with Session.of(context).api() as api:
-        body = new_model_body(api, settings, file, engine) if settings or file or not model else None
+        given = settings or file or endpoint or not model
+        body = new_model_body(api, settings, file, engine, endpoint) if given else None
         found = api.dry_run(model, body)
     if as_json or not sys.stdout.isatty():
         output.as_json(found)
@@ -169,8 +190,29 @@ def dry_run(
 
 def reason_text(model: Model) -> str:
     """The reason of its state in one line; empty if there is none."""
-    reason = model.get("state_reason")
-    return f"{reason['message']} {reason.get('remedy') or ''}".strip() if reason else ""
+    return output.reason(model.get("state_reason"))
+
+
+def _show_endpoints(model: Model) -> None:
+    endpoints = model.get("endpoints") or []
+    if not endpoints:
+        return
+    print()
+    rows = [
+        (
+            endpoint["url"],
+            endpoint.get("state"),
+            endpoint.get("weight"),
+            endpoint.get("model"),
+            endpoint.get("api_key_set"),
+            output.milliseconds(endpoint.get("latency_seconds")),
+            output.age(endpoint.get("checked_at")),
+            output.reason(endpoint.get("reason")),
+        )
+        for endpoint in endpoints
+    ]
+    headings = ("ENDPOINT", "STATE", "WEIGHT", "MODEL", "KEY", "LATENCY", "CHECKED", "REASON")
+    output.table(headings, rows, empty="")
 
 
 def _say(model: Model, done: str, *, as_json: bool) -> None:
@@ -178,3 +220,5 @@ def _say(model: Model, done: str, *, as_json: bool) -> None:
         output.as_json(model)
     else:
         print(f"{model['name']} {done} ({model['state']}).")
+    for warning in model.get("warnings") or []:
+        print(f"warning: {warning}", file=sys.stderr)

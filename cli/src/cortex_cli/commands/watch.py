@@ -38,10 +38,7 @@ def status(context: typer.Context, as_json: Json = False) -> None:
     pairs.append(("nodes", ", ".join(f"{count} {verdict}" for verdict, count in nodes.items())))
     output.fields(pairs)
     print()
-    rows = [
-        (model["name"], model["state"], f"{model.get('ready_replicas', 0)}/{model['replicas']}")
-        for model in models
-    ]
+    rows = [(model["name"], model["state"], output.ready(model)) for model in models]
     output.table(("MODEL", "STATE", "READY"), rows, empty="No models yet. `cortex run FILE.gguf` serves one.")
 
 
@@ -67,16 +64,42 @@ def events(
                         _print(event, as_json=as_json)
 
 
+def audit(
+    context: typer.Context,
+    actor: Annotated[str | None, typer.Option(help="Only what this key asked for.")] = None,
+    action: Annotated[
+        str | None, typer.Option(help="`model.started`, or `model` for all of its kind.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="Only of this: `model/7`.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="So many of the last ones.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Who changed what, the newest first. For admins."""
+    with Session.of(context).api() as api:
+        found = api.audit(limit, actor=actor, action=action, target=target)
+    if as_json:
+        output.as_json(found)
+        return
+    rows = [
+        (change["at"][:19], change["actor"], change["action"], change["target"], change.get("detail") or None)
+        for change in found
+    ]
+    output.table(("AT", "ACTOR", "ACTION", "TARGET", "DETAIL"), rows, empty="Nothing was changed yet.")
+
+
 def usage(
     context: typer.Context,
     by: Annotated[str | None, typer.Option(help="Group by `model`, `key` or `day`.")] = None,
     since: Annotated[str | None, typer.Option(help="ISO 8601 with a zone.")] = None,
     until: Annotated[str | None, typer.Option(help="ISO 8601 with a zone.")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this model: name or id.")] = None,
+    key: Annotated[str | None, typer.Option(help="Only of this key: name or id.")] = None,
     as_json: Json = False,
 ) -> None:
     """Requests and tokens, counted once each."""
+    filters = {"group_by": by, "from": since, "to": until, "model": model, "key": key}
     with Session.of(context).api() as api:
-        found = api.get("/usage", {"group_by": by, "from": since, "to": until})
+        found = api.get("/usage", filters)
     if as_json:
         output.as_json(found)
         return

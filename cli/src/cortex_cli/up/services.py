@@ -49,7 +49,8 @@ class Services:
         return self._service("api", own | self._redis(), after)
 
     def _monitor(self) -> Child:
-        return self._service("monitor", self._redis(), (nats.NAME, redis.NAME))
+        own = {"CORTEX_ENGINE_SECRET": identity.engine_secret(self._home)}
+        return self._service("monitor", own | self._redis(), (nats.NAME, redis.NAME))
 
     def _gateway(self) -> Child:
         state = private_folder(self._home.data / "gateway")

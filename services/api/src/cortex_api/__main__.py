@@ -5,21 +5,14 @@ import sys
 from cortex_shared import logs
 from cortex_shared.errors import CortexError
 from cortex_shared.process import run
-from pydantic import ValidationError
+from cortex_shared.settings import from_environment
 
 from cortex_api.main import main
 from cortex_api.settings import Settings
 
 
 def _start() -> int:
-    try:
-        settings = Settings()  # pyright: ignore[reportCallIssue] (fields come from the environment)
-    except ValidationError as error:
-        # Never the values: they may be secrets.
-        for problem in error.errors(include_input=False, include_url=False, include_context=False):
-            name = "CORTEX_" + "__".join(str(part).upper() for part in problem["loc"])
-            sys.stderr.write(f"{name}: {problem['msg']}\n")
-        return 2
+    settings = from_environment(Settings)
     logs.configure(settings.log, service="api")
     try:
         run(lambda: main(settings))

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.bus.connection import new_process_name
-from cortex_shared.contracts import observed, verdicts
+from cortex_shared.contracts import external, observed, verdicts
 from cortex_shared.engine_keys import fleet_id
 from cortex_shared.errors import InvalidInput
 from cortex_shared.metrics import Metrics
@@ -39,7 +39,8 @@ async def main(settings: Settings) -> None:
     redis_health = RedisHealth(redis)
     nodes = Mirror.of_bucket(bus, observed.BUCKET)
     judged = Mirror.of_bucket(bus, verdicts.BUCKET)
-    observations = Observations(nodes, judged)
+    elsewhere = Mirror.of_bucket(bus, external.BUCKET)
+    observations = Observations(nodes, judged, elsewhere)
     outbox = Outbox(bus, process)
     controllers = Controllers(
         bus=bus,
@@ -91,6 +92,7 @@ async def main(settings: Settings) -> None:
                 bus.run,
                 nodes.run,
                 judged.run,
+                elsewhere.run,
                 lambda: database.run(preparing(settings)),
                 redis_health.run,
                 outbox.run,

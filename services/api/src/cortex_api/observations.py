@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from cortex_shared.bus import Entry, Mirror
 from cortex_shared.contracts.base import Message
+from cortex_shared.contracts.external import ExternalObserved
 from cortex_shared.contracts.observed import InstanceObserved, NodeObserved
 from cortex_shared.contracts.verdicts import LEASE, MonitorLease, NodeVerdict
 from cortex_shared.errors import InvalidInput
@@ -73,13 +74,15 @@ class _Known[M: Message]:
 
 
 class Observations:
-    """Read-only view of two mirrors; never a reason to stop anything."""
+    """Read-only view of three mirrors; never a reason to stop anything."""
 
-    def __init__(self, observed: Mirror, verdicts: Mirror) -> None:
+    def __init__(self, observed: Mirror, verdicts: Mirror, external: Mirror) -> None:
+        """`external`: how the monitor finds servers that others run."""
         self._observed_mirror = observed
         self._nodes = _Known(observed, NodeObserved, name_of=lambda message: message.node)
         self._verdicts = _Known(verdicts, NodeVerdict, leave_out=LEASE)
         self._leases = _Known(verdicts, MonitorLease)
+        self._external = _Known(external, ExternalObserved, name_of=lambda message: str(message.model_id))
 
     @property
     def synced(self) -> bool:
@@ -101,6 +104,10 @@ class Observations:
     def lease(self) -> MonitorLease | None:
         """Which monitor is in charge."""
         return self._leases.get(LEASE)
+
+    def external(self, model_id: int) -> ExternalObserved | None:
+        """How the monitor last found a model's external endpoints."""
+        return self._external.get(str(model_id))
 
     def forget_node(self, name: str) -> None:
         """A node was removed by an administrator."""

@@ -2,10 +2,10 @@
 
 import secrets
 import time
+from datetime import UTC, datetime
 from typing import Any
 
-from cortex_shared.health import Readiness, health_routes
-from cortex_shared.metrics import Metrics
+from cortex_shared.health import Page, Readiness, health_routes
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -15,15 +15,16 @@ from cortex_gateway import errors
 from cortex_gateway.errors import ApiError
 from cortex_gateway.gateway import Gateway
 from cortex_gateway.keys import Key
-from cortex_gateway.paths import HOT_PATHS
+from cortex_gateway.paths import HOT_PATHS, methods_of
+from cortex_gateway.shapes import ANTHROPIC, OPENAI, Shape
 from cortex_gateway.table import Route
-from cortex_gateway.wire import shown_id
+from cortex_gateway.wire import find, shown_id
 
 OWNER = "cortex"
 
 
-def build_app(gateway: Gateway, metrics: Metrics, readiness: Readiness) -> ASGIApp:
-    """The ASGI application of one gateway process."""
+def build_app(gateway: Gateway, metrics: Page, readiness: Readiness) -> ASGIApp:
+    """The ASGI application of one gateway process; `metrics` is shown at /metrics."""
     app = FastAPI(title="Cortex gateway", openapi_url=None, docs_url=None, redoc_url=None)
     app.router.routes.extend(health_routes(readiness, metrics))
     app.router.redirect_slashes = False
@@ -31,19 +32,25 @@ def build_app(gateway: Gateway, metrics: Metrics, readiness: Readiness) -> ASGIA
     async def list_models(request: Request) -> Response:
         key = _authenticate(gateway, request)
         if isinstance(key, ApiError):
-            return _response(key)
+            return _response(gateway, request, key)
         found = [_model(route) for route in gateway.table.routes() if key.allows(route.name)]
-        return _json({"object": "list", "data": found})
+        listed: dict[str, Any] = {"object": "list", "data": found}
+        if _speaks_anthropic(request):
+            found[:] = [_for_anthropic(model) for model in found]
+            ends = {"first_id": found[0]["id"], "last_id": found[-1]["id"]} if found else {}
+            listed |= {"has_more": False, "first_id": None, "last_id": None, **ends}
+        return _json(listed)
 
     async def one_model(request: Request) -> Response:
         key = _authenticate(gateway, request)
         if isinstance(key, ApiError):
-            return _response(key)
+            return _response(gateway, request, key)
         name: str = request.path_params["model"]
         route = gateway.table.find(name)
         if route is None or not (key.allows(route.name) or key.allows(name)):
-            return _response(errors.unknown_model(name))
-        return _json(_model(route, name))
+            return _response(gateway, request, errors.unknown_model(name))
+        model = _model(route, name)
+        return _json(_for_anthropic(model) if _speaks_anthropic(request) else model)
 
     app.router.add_route("/v1/models", list_models, methods=["GET"])
     app.router.add_route("/v1/models/{model:path}", one_model, methods=["GET"])
@@ -51,25 +58,29 @@ def build_app(gateway: Gateway, metrics: Metrics, readiness: Readiness) -> ASGIA
     async def refuse(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path, method = request.url.path, request.method
-        if error.status_code == 405:
-            allow = ", ".join(sorted((error.headers or {}).get("Allow", "GET").split(", ")))
-            return _response(errors.wrong_method(method, allow))
-        if path.encode() in HOT_PATHS:
-            return _response(errors.wrong_method(method, "POST"))
-        return _response(errors.unknown_url(path))
+        methods = methods_of(path.encode())
+        if methods is None and error.status_code == 405:
+            methods = (error.headers or {}).get("Allow", "GET").split(", ")
+        if methods is None:
+            return _response(gateway, request, errors.unknown_url(path))
+        allow = ", ".join(sorted(methods))
+        if method == "OPTIONS":
+            return _options(gateway, request, f"{allow}, OPTIONS")
+        return _response(gateway, request, errors.wrong_method(method, allow))
 
-    async def fail(_: Request, __: Exception) -> Response:
-        return _response(errors.internal_error())
+    async def fail(request: Request, _: Exception) -> Response:
+        return _response(gateway, request, errors.internal_error())
 
     app.add_exception_handler(HTTPException, refuse)
     app.add_exception_handler(Exception, fail)
-    return _RequestIds(app)
+    return _Headers(app, gateway)
 
 
-class _RequestIds:
-    # x-request-id on every answer, as the hot paths have it.
-    def __init__(self, app: ASGIApp) -> None:
+class _Headers:
+    # What every answer has, as those of the hot paths: x-request-id, and CORS where it is on.
+    def __init__(self, app: ASGIApp, gateway: Gateway) -> None:
         self._app = app
+        self._gateway = gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,12 +88,17 @@ class _RequestIds:
             return
         shown = shown_id(scope["headers"], f"req_{secrets.token_hex(12)}".encode())
 
-        async def send_with_id(message: Message) -> None:
+        scope.setdefault("state", {})["shown"] = shown
+        more = [(b"x-request-id", shown)]
+        if self._gateway.cors is not None:
+            more += self._gateway.cors.headers(scope["headers"])
+
+        async def send_with_more(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", shown)]
+                message["headers"] = [*message.get("headers", ()), *more]
             await send(message)
 
-        await self._app(scope, receive, send_with_id)
+        await self._app(scope, receive, send_with_more)
 
 
 def _authenticate(gateway: Gateway, request: Request) -> Key | ApiError:
@@ -106,10 +122,36 @@ def _model(route: Route, name: str | None = None) -> dict[str, Any]:
     return found
 
 
+def _speaks_anthropic(request: Request) -> bool:
+    # Its clients always say which version they speak.
+    return find(request.scope["headers"], b"anthropic-version") is not None
+
+
+def _for_anthropic(model: dict[str, Any]) -> dict[str, Any]:
+    created = datetime.fromtimestamp(model["created"], UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {**model, "type": "model", "display_name": model["id"], "created_at": created}
+
+
 def _json(document: dict[str, Any]) -> Response:
     return JSONResponse(document)
 
 
-def _response(error: ApiError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(error.body(), error.status, headers, media_type="application/json")
+def _shape(request: Request) -> Shape:
+    hot = HOT_PATHS.get(request.url.path.encode())
+    if hot is not None:
+        return hot.shape
+    return ANTHROPIC if _speaks_anthropic(request) else OPENAI
+
+
+def _response(gateway: Gateway, request: Request, error: ApiError) -> Response:
+    gateway.stats.refuse(error.status, error.reason)
+    shape, shown = _shape(request), request.state.shown
+    headers = {name.decode(): value.decode() for name, value in shape.headers(error, shown)}
+    return Response(shape.body(error, shown), shape.status(error), headers, media_type="application/json")
+
+
+def _options(gateway: Gateway, request: Request, allow: str) -> Response:
+    answer = Response(status_code=204, headers={"allow": allow})
+    if gateway.cors is not None:
+        answer.raw_headers.extend(gateway.cors.preflight(request.scope["headers"], allow.encode()))
+    return answer

@@ -1,14 +1,17 @@
 """Attempts: a slot in a route's line, a connection, the request on it; another engine when one fails."""
 
+from time import perf_counter
+
 from cortex_shared.logs import get_logger
 
-from cortex_gateway import body as request_body
 from cortex_gateway import errors
+from cortex_gateway.dialect import VLLM
 from cortex_gateway.ending import Ending, Phase
+from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.errors import ApiError
 from cortex_gateway.table import Slot
 from cortex_gateway.upstream import Answerer, Connection
-from cortex_gateway.wire import find, request_head
+from cortex_gateway.wire import find, passed_lines, request_head
 
 _log = get_logger("attempts")
 
@@ -38,12 +41,13 @@ class Attempts(Ending, Answerer):
 
     def admitted(self, slot: Slot) -> None:
         """A slot came free."""
-        self._route.stats.waiting -= 1
+        self._waited()
+        self._received = perf_counter()
         self._begin_attempt(slot)
 
     def unrouted(self) -> None:
         """The route went while this waited."""
-        self._route.stats.waiting -= 1
+        self._waited()
         self._give_up(errors.unknown_model(self._model), "rejected")
 
     def _try(self, slot: Slot | None) -> None:
@@ -57,9 +61,10 @@ class Attempts(Ending, Answerer):
             self._give_up(errors.queue_full(self._model), "rejected")
         else:
             self._phase = Phase.WAITING
-            self._deadline = self._gateway.time() + route.contract.policy.queue_seconds
-            route.waiting[self] = None
+            self._queued_at = self._gateway.time()
+            self._deadline = self._queued_at + route.contract.policy.queue_seconds
             route.stats.waiting += 1
+            route.wait(self, self._key.id, self._key.rank)
 
     def _begin_attempt(self, slot: Slot) -> None:
         self._slot = slot
@@ -68,17 +73,19 @@ class Attempts(Ending, Answerer):
         endpoint = slot.endpoint
         connection = self._gateway.pool.take(endpoint)
         if connection is None:
+            self._overhead = perf_counter() - self._received
             self._connect()
         else:
             self._send(connection)
             if self._attempts == 1 and self._phase is Phase.SENT:
-                self._route.stats.overhead.observe(self._gateway.time() - self._begun)
+                self._overhead = perf_counter() - self._received
+                self._route.stats.overhead.observe(self._overhead)
 
     def _connect(self) -> None:
         assert self._slot is not None
         self._phase = Phase.CONNECTING
-        seconds = self._route.contract.policy.limits.connect_seconds
-        self._dial = self._gateway.pool.dial(self._slot.endpoint, seconds, self._connected)
+        seconds = self._route.limits.connect_seconds
+        self._dial = self._gateway.dialler.dial(self._slot.endpoint, seconds, self._connected)
 
     def _connected(self, connection: Connection | None) -> None:
         self._dial = None
@@ -96,7 +103,7 @@ class Attempts(Ending, Answerer):
         self._connection = connection
         self._relay = None
         now = self._gateway.time()
-        limits = self._route.contract.policy.limits
+        limits = self._route.limits
         self._quiet_since = now
         if self._stream:
             self._deadline = min(now + limits.first_token_seconds, self._total_deadline)
@@ -115,24 +122,40 @@ class Attempts(Ending, Answerer):
     def _written(self) -> tuple[bytes, bytes]:
         endpoint, body = self._endpoint(), self._body
         if endpoint.model is not None and endpoint.model != self._model:
-            body = request_body.with_model(body, endpoint.model)
+            body = self._hot.with_model(body, endpoint.model)
         elif endpoint.model is None and self._model != self._route.name:
-            body = request_body.with_model(body, self._route.name)
-        head = request_head(
-            endpoint.head(self._hot.path), self._headers, self._record.request_id.encode(), len(body)
-        )
-        return head, body
+            body = self._hot.with_model(body, self._route.name)
+        if self._hot.remembers:
+            body = self._named(body, endpoint)
+        passed = self._passed
+        if passed is None:
+            passed = self._passed = passed_lines(self._headers, self._hot.content_type(self._headers))
+        fixed = endpoint.head(self._path)
+        return request_head(fixed, passed, self._record.request_id.encode(), len(body)), body
+
+    def _named(self, body: bytes, endpoint: Endpoint) -> bytes:
+        # vLLM lets the caller name a response: with a name of ours, any gateway knows where it is.
+        if self._route.contract.engine != VLLM or b'"request_id"' in body:
+            return body
+        end = body.rindex(b"}")
+        name = self._gateway.owners.name(endpoint.instance, self._key).encode()
+        return b'%b,"request_id":"%b"%b' % (body[:end], name, body[end:])
 
     def _try_elsewhere(self, error: ApiError) -> None:
         # An attempt failed before any content was sent on: another engine, or the end.
         slot = self._slot
         assert slot is not None
+        if self._span is not None:
+            self._span.event(
+                "attempt failed", {"cortex.instance": slot.endpoint.instance, "error.type": error.reason}
+            )
         self._drop_connection()
+        self._kind = b""
         self._tried.append(slot.endpoint)
         self._slot = None
         slot.release()
         if self._may_retry() and self._route.budget.take():
-            other = self._route.admit(self._tried)
+            other = self._route.admit(self._tried, affinity=self.affinity)
             if other is not None:
                 self._route.stats.retries += 1
                 self._begin_attempt(other)
@@ -140,7 +163,7 @@ class Attempts(Ending, Answerer):
         self._give_up(error)
 
     def _may_retry(self) -> bool:
-        if self._attempts >= self._gateway.settings.upstream.attempts_max:
+        if self._attempts - self._attempts_before >= self._gateway.settings.upstream.attempts_max:
             return False
         if all(endpoint in self._tried for endpoint in self._route.endpoints):
             return False

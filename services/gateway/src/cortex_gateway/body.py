@@ -1,10 +1,13 @@
 """Request bodies: what the gateway needs to know of one, and edits made on its bytes."""
 
 import re
+from typing import ClassVar, cast
 
 import msgspec
 
+from cortex_gateway.dialect import SPECIAL
 from cortex_gateway.errors import ApiError, invalid_request
+from cortex_gateway.gist import SMALL_BYTES, gist
 
 
 class StreamOptions(msgspec.Struct):
@@ -14,30 +17,80 @@ class StreamOptions(msgspec.Struct):
 
 
 class Wanted(msgspec.Struct):
-    """The few fields that are read; everything else passes untouched."""
+    """The few fields that are read; everything else passes untouched.
+
+    `special`: it may have names that only one kind of engine knows.
+    """
+
+    special: ClassVar[bool] = True
 
     model: str
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
     max_tokens: int | float | None = None
     max_completion_tokens: int | float | None = None
+    max_output_tokens: int | float | None = None
     n: int | float | None = None
     user: str | None = None
     prompt_cache_key: str | None = None
+    previous_response_id: str | None = None
 
 
-_NAME_MAX = 1024
-_DECODER = msgspec.json.Decoder(Wanted)
+# Where a special name has a value, this one refuses the body, and Wanted takes it: so that nearly every body
+# is read once, at the cost of some comparisons for each of its outermost names. Those that are in most bodies
+# are among its fields, since a name that is none is compared with all of them. With more than 60 fields it
+# would be larger than the 512 bytes that Python allots quickly.
+_COMMON = (
+    "messages",
+    "prompt",
+    "input",
+    "temperature",
+    "top_p",
+    "stop",
+    "tools",
+    "tool_choice",
+    "response_format",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+_Plain = msgspec.defstruct(
+    "_Plain",
+    [
+        *((name, msgspec.Raw, msgspec.Raw()) for name in _COMMON),
+        *((name, None, None) for name in sorted(SPECIAL)),
+    ],
+    bases=(Wanted,),
+    namespace={"special": False},
+    gc=False,
+)
+
+NAME_MAX = 1024
+_PLAIN: msgspec.json.Decoder[Wanted] = msgspec.json.Decoder(cast("type[Wanted]", _Plain))
+_WANTED = msgspec.json.Decoder(Wanted)
 _PARAM = re.compile(r"at `\$\.([A-Za-z_]+)")
+_ANYTHING = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NEAR_BYTES = 4096
+_BACKSLASH = 0x5C
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
 _ESCAPED = rb"[^\"\\]*(?:\\.[^\"\\]*)*"
 _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("' + _ESCAPED + rb'")', re.DOTALL)
 
 
-def read(body: bytes | bytearray) -> Wanted | ApiError:
+def read(body: bytes) -> Wanted | ApiError:
     """What the body says, or the error to answer: malformed, not an object, no model, a wrong type."""
+    if len(body) >= SMALL_BYTES:
+        try:
+            wanted = _PLAIN.decode(gist(body))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass  # it may be the gist's fault
+        else:
+            return check_name(wanted.model) or wanted
     try:
-        wanted = _DECODER.decode(body)
+        try:
+            wanted = _PLAIN.decode(body)
+        except msgspec.ValidationError:
+            wanted = _WANTED.decode(body)
     except msgspec.ValidationError as error:
         return _explain(str(error))
     except msgspec.DecodeError as error:
@@ -46,11 +99,16 @@ def read(body: bytes | bytearray) -> Wanted | ApiError:
         return invalid_request("The request body is nested too deeply.")
     except UnicodeDecodeError:
         return invalid_request("The request body is not valid UTF-8.")
-    if not wanted.model:
+    return check_name(wanted.model) or wanted
+
+
+def check_name(model: str) -> ApiError | None:
+    """The error in a model's name that no model can have."""
+    if not model:
         return invalid_request("The model's name is empty.", param="model")
-    if len(wanted.model) > _NAME_MAX:
-        return invalid_request(f"The model's name is longer than {_NAME_MAX} characters.", param="model")
-    return wanted
+    if len(model) > NAME_MAX:
+        return invalid_request(f"The model's name is longer than {NAME_MAX} characters.", param="model")
+    return None
 
 
 def _explain(problem: str) -> ApiError:
@@ -102,10 +160,20 @@ def _key(word: bytes) -> str:
 
 
 def with_model(body: bytes, model: str) -> bytes:
-    """The body with another `model` in the outermost object; nothing else changes."""
+    """The body with another `model` in the outermost object; nothing else changes. Of several the last, which
+    all readers known here take, is the one that must.
+
+    Most bodies have it first, or with little after it: then no more is read than to that one, the last.
+    """
     name = msgspec.json.encode(model)
+    last = body.rfind(b'"model"')
+    found = _MODEL.match(body, last) if last >= 0 else None
+    if found is not None and (_is_first(body, last) or _ends_outermost(body, last, found.end())):
+        start, end = found.span(1)
+        return b"%b%b%b" % (body[:start], name, body[end:])
     matches = list(_MODEL.finditer(body))
-    if len(matches) == 1:
+    # The only one, unless it is the end of another name or the right one is spelled with escapes.
+    if len(matches) == 1 and body[matches[0].start() - 1] != _BACKSLASH and b"\\u" not in body:
         start, end = matches[0].span(1)
         return b"".join((body[:start], name, body[end:]))
     edited = body
@@ -115,11 +183,31 @@ def with_model(body: bytes, model: str) -> bytes:
     return edited
 
 
-def with_usage(body: bytes, options: StreamOptions | None) -> bytes:
+def _is_first(body: bytes, key: int) -> bool:
+    # Whether a key is the first of the outermost object.
+    return key < _NEAR_BYTES and body[:key].strip() == b"{"
+
+
+def _ends_outermost(body: bytes, key: int, end: int) -> bool:
+    # Whether a key, whose value ends at `end`, is of the outermost object, of which little is left: if what
+    # is left is an object but for its beginning, then its last bracket, the body's last, closes the key's
+    # object. A quote with no backslash before it begins or ends a string, and none ends before a word.
+    rest = body[end : end + _NEAR_BYTES + 1].strip()
+    if len(body) - end > _NEAR_BYTES or body[key - 1] == _BACKSLASH:
+        return False
+    if not rest.startswith(b","):
+        return rest == b"}"
+    try:
+        _ANYTHING.decode(b"{" + rest[1:])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return True
+
+
+def with_usage(body: bytes, options: StreamOptions | msgspec.UnsetType | None) -> bytes:
     """The body of a stream with `stream_options.include_usage` true; other options are kept."""
-    if options is None and b'"stream_options"' not in body:
-        end = body.rindex(b"}")
-        return b"".join((body[:end], b',"stream_options":{"include_usage":true}', body[end:]))
+    if options is msgspec.UNSET:
+        return _added(body, b'"stream_options":{"include_usage":true}')
     for key, start, end in reversed(spans(body)):
         if key == "stream_options":
             try:
@@ -127,17 +215,47 @@ def with_usage(body: bytes, options: StreamOptions | None) -> bytes:
             except UnicodeDecodeError:
                 value = None
             merged: dict[str, object] = {**(value or {}), "include_usage": True}
+            # Without include_usage it means nothing: the client must not get usage that it did not ask for.
+            merged.pop("continuous_usage_stats", None)
             return b"".join((body[:start], msgspec.json.encode(merged), body[end:]))
+    return _added(body, b'"stream_options":{"include_usage":true}')
+
+
+def _added(body: bytes, field: bytes) -> bytes:
+    # To an object that is not empty, at its end.
     end = body.rindex(b"}")
-    return b"".join((body[:end], b',"stream_options":{"include_usage":true}', body[end:]))
+    return b"%b,%b%b" % (body[:end], field, body[end:])
+
+
+class _Name:
+    """A model's name, of which each that is read is counted."""
+
+
+class _Named(msgspec.Struct):
+    model: _Name | None = None
+
+
+_names: list[object] = []
+
+
+def _count_name(_: type, name: object) -> _Name:
+    _names.append(name)
+    return _Name()
+
+
+_NAMED = msgspec.json.Decoder(_Named, dec_hook=_count_name)
 
 
 def doubles_model(body: bytes) -> bool:
-    """Whether `model` stands more than once in the outermost object.
+    """Whether `model` stands more than once in the outermost object of a valid body.
 
     Readers differ in which one counts, so such a body could name an allowed model to the gateway and
     another to the engine.
     """
-    if body.count(b"model") < 2 and b"\\u" not in body:
-        return False
-    return sum(key == "model" for key, _, _ in spans(body)) > 1
+    _names.clear()
+    try:
+        _NAMED.decode(gist(body))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        _names.clear()
+        _NAMED.decode(body)
+    return len(_names) > 1

@@ -1,12 +1,17 @@
 """Chunked transfer coding of answers, read in whole chunks, whose bytes can be passed on as they came."""
 
 import re
+from typing import Final
 
 from cortex_shared.errors import InvalidInput
 
-LAST = b"0\r\n\r\n"
+LAST: Final = b"0\r\n\r\n"
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})(?:[ \t]*;[^\r\n]*)?[ \t]*\Z")
-_LINE_MAX = 256
+_LINE_MAX: Final = 256
+_KNOWN_MAX: Final = 16_384
+
+SIZES: dict[bytes, int] = {}
+"""What size lines say, as far as they came before: plain ones of at most five digits. Bounded."""
 
 
 def _broken() -> InvalidInput:
@@ -16,11 +21,11 @@ def _broken() -> InvalidInput:
 class ChunkReader:
     """Cuts a byte stream into blocks of complete chunks, keeping an incomplete one until it is whole."""
 
-    __slots__ = ("_chunk_max", "_need", "_tail", "ended", "excess")
+    __slots__ = ("_chunk_max", "_need", "ended", "excess", "tail")
 
     def __init__(self, chunk_max_bytes: int) -> None:
         self._chunk_max = chunk_max_bytes
-        self._tail = bytearray()
+        self.tail = bytearray()
         self._need = 0
         self.ended = False
         self.excess = False
@@ -31,28 +36,30 @@ class ChunkReader:
         The block is framed as it came, without the last chunk, and may be empty. After the last chunk `ended`
         is true; `excess` tells that bytes came after it. Raises InvalidInput.
         """
-        if self._tail:
-            self._tail += data
-            if len(self._tail) < self._need:
+        if self.tail:
+            self.tail += data
+            if len(self.tail) < self._need:
                 return b"", True
-            data = bytes(self._tail)
-            self._tail.clear()
+            data = bytes(self.tail)
+            self.tail.clear()
         position, length, whole = 0, len(data), True
+        find, known, blank = data.find, SIZES.get, data.startswith
         while position < length:
-            line = data.find(b"\r\n", position, position + _LINE_MAX)
-            if line < 0:
-                if length - position >= _LINE_MAX:
-                    raise _broken()
-                return self._keep(data, position, 0), whole
-            size = self._size(data[position:line])
+            line = find(b"\r\n", position, position + _LINE_MAX)
+            size = known(data[position:line]) if line > 0 else None
+            if size is None:
+                if line < 0:
+                    if length - position >= _LINE_MAX:
+                        raise _broken()
+                    return self._keep(data, position, 0), whole
+                size = self._size(data[position:line])
+                if size == 0:
+                    return self._finish(data, position, line), whole
             end = line + size + 4
-            if size == 0:
-                return self._finish(data, position, line), whole
             if end > length:
                 return self._keep(data, position, end - position), whole
-            ending = data[end - 4 : end]
-            if ending != b"\n\n\r\n":
-                if ending[2:] != b"\r\n":
+            if not blank(b"\n\n\r\n", end - 4):
+                if not blank(b"\r\n", end - 2):
                     raise _broken()
                 whole = False
             position = end
@@ -65,10 +72,13 @@ class ChunkReader:
         size = int(found[1], 16)
         if size > self._chunk_max:
             raise InvalidInput("the engine sent too large a chunk", code="engine.too_large")
+        # Below every bound that can be set for chunks.
+        if 0 < size <= 0xFFFF and len(line) <= 5 and len(SIZES) < _KNOWN_MAX:
+            SIZES[line] = size
         return size
 
     def _keep(self, data: bytes, position: int, need: int) -> bytes:
-        self._tail += data[position:]
+        self.tail += data[position:]
         self._need = need
         return data[:position]
 

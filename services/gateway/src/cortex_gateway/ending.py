@@ -1,20 +1,28 @@
 """Ending: what an exchange holds, what it writes to its client, and its one way out with its record."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from enum import IntEnum
+from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
 from cortex_gateway import sse
+from cortex_gateway.balance import Affinity
+from cortex_gateway.body import Wanted
 from cortex_gateway.chunks import LAST, frame
+from cortex_gateway.dialling import Dial
 from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.errors import ApiError
+from cortex_gateway.incoming import Incoming
+from cortex_gateway.key_limits import Hold
 from cortex_gateway.keys import Key
-from cortex_gateway.meter import Outcome
-from cortex_gateway.paths import HotPath
-from cortex_gateway.relay import StreamRelay
-from cortex_gateway.table import Slot
-from cortex_gateway.upstream import Connection, Dial
-from cortex_gateway.wire import HeaderList
+from cortex_gateway.meter import Outcome, Record
+from cortex_gateway.paths import HotPath, Relay
+from cortex_gateway.stats import OperationStats
+from cortex_gateway.table import Route, Slot
+from cortex_gateway.trace import Span
+from cortex_gateway.upstream import Connection
+from cortex_gateway.wire import HeaderList, lines_of, passed_lines
 
 if TYPE_CHECKING:
     from cortex_gateway.gateway import Gateway
@@ -28,16 +36,21 @@ class Client(Protocol):
         """Whether the client is slower than what was written to it."""
         ...
 
-    def answer(self, status: int, headers: HeaderList, body: bytes, shown: bytes) -> None:
-        """Write a whole answer."""
+    def answer(self, status: int, lines: bytes, body: bytes, shown: bytes) -> None:
+        """Write a whole answer; `lines` of its head are besides those that every answer has."""
         ...
 
-    def begin_stream(self, shown: bytes) -> bytes:
-        """The head of an answer with status 200 that is an event stream."""
+    def begin_stream(self, shown: bytes, lines: bytes, kind: bytes) -> bytes:
+        """The head of an answer with status 200 of unknown length; no `kind`: an event stream."""
         ...
 
     def write(self, data: bytes) -> None:
         """Write bytes as they are."""
+        ...
+
+    @property
+    def writer(self) -> Callable[[bytes], None]:
+        """`write`, without a call in between."""
         ...
 
     def finished(self) -> None:
@@ -58,6 +71,7 @@ class Phase(IntEnum):
     CONNECTING = 3
     SENT = 4
     OVER = 5
+    ASKING = 6  # whether the key has anything left; not accepted yet
 
 
 class Ending(ABC):
@@ -66,7 +80,9 @@ class Ending(ABC):
     # An exchange is one object whose subjects are layers of classes: Ending, Attempts, Answering, Exchange.
     # Objects instead would cost an access for each of them with every event of every stream.
     __slots__ = (
+        "_asked",
         "_attempts",
+        "_attempts_before",
         "_begun",
         "_body",
         "_buffer",
@@ -74,20 +90,32 @@ class Ending(ABC):
         "_chunked",
         "_client",
         "_connection",
+        "_counts",
         "_deadline",
         "_dial",
+        "_extra",
+        "_failure",
         "_first_token",
         "_gateway",
+        "_given",
         "_head_sent",
         "_headers",
         "_heard",
         "_hide_usage",
+        "_hold",
         "_hot",
         "_key",
+        "_kind",
         "_model",
+        "_overhead",
+        "_passed",
+        "_path",
+        "_patience",
         "_paused",
         "_phase",
+        "_queued_at",
         "_quiet_since",
+        "_received",
         "_record",
         "_relay",
         "_resent",
@@ -95,11 +123,28 @@ class Ending(ABC):
         "_row",
         "_shown",
         "_slot",
+        "_span",
+        "_spares",
         "_status",
         "_stream",
+        "_tokens_seen",
+        "_told_id",
         "_total_deadline",
         "_tried",
+        "_wanted",
+        "affinity",
     )
+
+    # Of an accepted request.
+    _counts: OperationStats
+    _deadline: float
+    _model: str
+    _path: bytes
+    _queued_at: float
+    _record: Record
+    _route: Route
+    _shown: bytes
+    _total_deadline: float
 
     def __init__(
         self,
@@ -107,27 +152,40 @@ class Ending(ABC):
         client: Client,
         hot: HotPath,
         key: Key,
-        headers: HeaderList,
-        body: bytes,
-        *,
-        chunked: bool,
+        incoming: Incoming,
     ) -> None:
-        """`chunked`: the client understands chunked answers (HTTP/1.1)."""
         self._gateway = gateway
         self._client = client
         self._hot = hot
         self._key = key
-        self._headers = headers
-        self._body = body
-        self._chunked = chunked
+        self._headers = incoming.headers
+        self._passed: bytes | None = incoming.passed
+        self._told_id: bytes | None = incoming.told_id
+        self._body = incoming.take_body()
+        self._chunked = not incoming.http10  # whether the client understands chunked answers
         self._phase = Phase.NEW
         self._begun = gateway.time()
-        self._attempts = 0
+        self._received = gateway.received
+        self._failure = ""
+        self._overhead = 0.0
+        self._span: Span | None = None
+        if incoming.traceparent is not None or gateway.tracer.share:
+            self._begin_span()
+        self._patience: float | None = incoming.patience
+        self._spares: list[str] = []
+        self._wanted: Wanted | None = None
+        self._given = b""
+        self.affinity: Affinity | None = None
+        self._attempts = self._attempts_before = 0
         self._tried: list[Endpoint] = []
         self._slot: Slot | None = None
+        self._hold: Hold | None = None
+        self._asked: tuple[str, Wanted]
         self._connection: Connection | None = None
         self._dial: Dial | None = None
-        self._relay: StreamRelay | None = None
+        self._relay: Relay | None = None
+        self._extra: HeaderList = []
+        self._kind = b""
         self._buffer: list[bytes] = []
         self._buffered = 0
         self._head_sent = False
@@ -137,9 +195,22 @@ class Ending(ABC):
         self._hide_usage = False
         self._first_token: float | None = None
         self._paused = False
+        self._tokens_seen = 0
         self._status = 0
         self._row = -1
         self._quiet_since = self._begun
+
+    @abstractmethod
+    def admitted(self, slot: Slot) -> None:
+        """The slot that was waited for is this request's now."""
+
+    @abstractmethod
+    def unrouted(self) -> None:
+        """The route went while this waited."""
+
+    @abstractmethod
+    def _fall_back(self) -> bool:
+        """Go on with another model; false: there is none."""
 
     @abstractmethod
     def tick(self, now: float) -> None:
@@ -147,30 +218,54 @@ class Ending(ABC):
 
     def cut(self, error: ApiError) -> None:
         """End it now with this error: the gateway stops, or failed."""
-        if self._phase is Phase.NEW:
+        if self._phase is Phase.NEW or self._phase is Phase.ASKING:
             self._refuse(error)
         elif self._phase is not Phase.OVER:
+            self._spares = []
             self._give_up(error)
 
     def _write(self, data: bytes) -> None:
         if not self._head_sent:
             self._head_sent = True
-            data = self._client.begin_stream(self._shown) + data
+            data = self._client.begin_stream(self._shown, self._more_lines(), self._kind) + data
         self._client.write(data)
 
     def _refuse(self, error: ApiError) -> None:
         # Before the request was accepted for a route: no record.
         self._phase = Phase.OVER
-        self._gateway.stats.refuse(error.status)
-        self._client.answer(error.status, error.headers(), error.body(), self._shown)
+        self._let_go()
+        self._gateway.refused(error, self._shown)
+        if self._span is not None:
+            self._gateway.tracer.end_refused(self._span, self._hot.operation, self._hot.text, error)
+        self._answer_error(error)
         self._client.finished()
 
+    def _answer_error(self, error: ApiError) -> None:
+        shape, shown = self._hot.shape, self._shown
+        lines = lines_of(shape.headers(error, shown))
+        limits = self._key.limits
+        if limits is not None:
+            lines += limits.lines(self._gateway.time())
+        self._client.answer(shape.status(error), lines, shape.body(error, shown), shown)
+
     def _give_up(self, error: ApiError, outcome: Outcome = "engine_failed", *, before: bytes = b"") -> None:
-        if self._head_sent or before:
-            event = error.event()
+        relay = self._relay
+        if self._spares and not before and self._may_fall_back(error) and self._fall_back():
+            return
+        self._failure = error.reason
+        if relay is not None and self._head_sent and not relay.events:
+            # Nothing can be added to it: cut, it is seen to be incomplete.
+            self._end(error.status, outcome, cut=True)
+        elif self._head_sent or before:
+            event = self._hot.shape.event(error, self._shown)
             self._end(error.status, outcome, before + (frame(event) if self._chunked else event))
         else:
             self._end(error.status, outcome, error=error)
+
+    def _may_fall_back(self, error: ApiError) -> bool:
+        # What the client said wrong is wrong everywhere; what it has begun to read cannot be begun again.
+        relay = self._relay
+        return (error.status >= 500 or error.status == 429) and (relay is None or not relay.committed)
 
     def _end(
         self,
@@ -180,6 +275,7 @@ class Ending(ABC):
         usage: sse.EngineUsage | None = None,
         *,
         error: ApiError | None = None,
+        cut: bool = False,
     ) -> None:
         """The one way out: everything is given back, the record is written, then the last bytes."""
         relay = self._relay
@@ -188,28 +284,42 @@ class Ending(ABC):
         self._phase = Phase.OVER
         self._fill(status, outcome, usage if relay is None else relay.usage, relay)
         slot, self._slot = self._slot, None
+        # Not kept: a hold knows whom it is for, and the two would wait for the garbage collector.
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            self._settle(hold)
         self._drop_connection()
         gateway = self._gateway
         gateway.close(self)
         gateway.meter.end(self._row, self._record)
+        if self.affinity is not None:
+            self.affinity.over()
         if slot is not None:
             slot.release()
         if outcome == "client_left":
             return
         client = self._client
+        ended, gateway.pool.ended = gateway.pool.ended, 0.0
         if error is not None:
-            client.answer(status, error.headers(), error.body(), self._shown)
+            self._answer_error(error)
+        elif cut:
+            client.cut()
+            return
         elif relay is not None or self._head_sent:
             if not self._head_sent:
                 self._head_sent = True
-                last = client.begin_stream(self._shown) + last
+                last = client.begin_stream(self._shown, self._more_lines(), self._kind) + last
             client.write(last + LAST if self._chunked else last)
         else:
-            client.answer(status, [], last, self._shown)
+            ours = self._overhead + (perf_counter() - ended if ended else 0.0)
+            lines = b"%bx-cortex-overhead-us: %d\r\n" % (self._more_lines(), ours * 1e6)
+            client.answer(status, lines, last, self._shown)
+        if ended and outcome == "done":
+            self._route.stats.answer_overhead.observe(perf_counter() - ended)
         client.finished()
 
     def _fill(
-        self, status: int, outcome: Outcome, usage: sse.EngineUsage | None, relay: StreamRelay | None
+        self, status: int, outcome: Outcome, usage: sse.EngineUsage | None, relay: Relay | None
     ) -> None:
         record, stats = self._record, self._route.stats
         seconds = self._gateway.time() - self._begun
@@ -223,17 +333,73 @@ class Ending(ABC):
             record.completion_tokens = max(0, usage.completion_tokens or 0)
             details = usage.prompt_tokens_details
             record.cached_tokens = max(0, details.cached_tokens or 0) if details is not None else 0
+            if self.affinity is not None:
+                self.affinity.told(None if details is None else details.cached_tokens)
         else:
             record.source = "counted"
-            record.completion_tokens = relay.tokens if relay is not None else 0
-        stats.in_flight -= 1
-        stats.prompt_tokens += record.prompt_tokens
-        stats.completion_tokens += record.completion_tokens
-        stats.finished(status, outcome, seconds)
+            if relay is not None:
+                record.completion_tokens = relay.tokens
+                if relay.began is not None:
+                    record.prompt_tokens = max(0, relay.began.prompt_tokens or 0)
+        failure = "" if outcome == "done" else self._failure or outcome
+        stats.ended(self._counts, record, failure)
+        access = self._gateway.access
+        if failure or access.all:
+            access.ended(record, failure, self._shown)
+        if self._span is not None:
+            self._end_span(self._span, failure)
+
+    def _begin_span(self) -> None:
+        lines, self._span = self._gateway.tracer.begin(self._headers)
+        if lines:
+            passed = self._passed
+            if passed is None:
+                passed = passed_lines(self._headers, self._hot.content_type(self._headers))
+            self._passed = lines + passed
+
+    def _end_span(self, span: Span, failure: str) -> None:
+        route, slot = self._route, self._slot
+        self._gateway.tracer.end(
+            span,
+            self._record,
+            operation=self._hot.operation,
+            model=self._model,
+            engine=route.contract.engine,
+            url="" if slot is None else slot.endpoint.url,
+            failure=failure,
+        )
+
+    def _settle(self, hold: Hold) -> None:
+        record, estimate = self._record, self._route.estimate
+        tokens = record.prompt_tokens + record.completion_tokens
+        used = tokens
+        if record.source == "engine":
+            estimate.learn(len(self._body), record.prompt_tokens, record.completion_tokens)
+        elif self._attempts and not record.prompt_tokens:
+            used += estimate.prompt(len(self._body))  # an engine has read it
+        hold.end(used, tokens, self._gateway.time())
+
+    def _let_go(self) -> None:
+        # Of what it waited for, or had, and will not use.
+        hold, self._hold = self._hold, None
+        if hold is not None:
+            hold.end(0, 0, self._gateway.time())
+
+    def _more_lines(self) -> bytes:
+        limits = self._key.limits
+        if limits is None:
+            return lines_of(self._extra)
+        lines = limits.lines(self._gateway.time())
+        return lines_of(self._extra) + lines if self._extra else lines
 
     def _leave_line(self) -> None:
-        if self._route.waiting.pop(self, 0) is None:
-            self._route.stats.waiting -= 1
+        if self._route.waiting.remove(self):
+            self._waited()
+
+    def _waited(self) -> None:
+        stats = self._route.stats
+        stats.waiting -= 1
+        stats.queue.observe(self._gateway.time() - self._queued_at)
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None

@@ -21,6 +21,13 @@ class ApiError:
     retry_after_seconds: int | None = None
     should_retry: bool | None = None
     allow: str | None = None
+    # Whether `code` and `type` are of this module: an engine's may be anything, without end.
+    own: bool = True
+
+    @property
+    def reason(self) -> str:
+        """What went wrong in one of few words, for metrics: the code, the type, or an engine's status."""
+        return (self.code or self.type) if self.own else str(self.status)
 
     def body(self) -> bytes:
         """The JSON document."""
@@ -203,8 +210,35 @@ def wrong_method(method: str, allow: str) -> ApiError:
     )
 
 
+def unknown_response(response: str) -> ApiError:
+    """No engine is known to keep this response, or none for this key."""
+    return ApiError(
+        404,
+        f"The response {response!r} is not known: it was not created here with this key, was not stored, or "
+        "its engine is gone.",
+        "invalid_request_error",
+        "response_not_found",
+        "response_id",
+    )
+
+
+def not_offered(model: str, path: str) -> ApiError:
+    """The path is one that some engines have; this model's has not."""
+    return ApiError(
+        400,
+        f"The engine of {model!r} does not offer {path}.",
+        "invalid_request_error",
+        "endpoint_not_supported",
+        "model",
+    )
+
+
+# What engines say of paths that they do not have.
+NO_SUCH_PATH = ("Not Found", "Method Not Allowed", "File Not Found")
+
 _TYPES = {400: "invalid_request_error", 404: "invalid_request_error", 413: "invalid_request_error"}
 _CODES = {429: "rate_limit_exceeded", 503: "server_is_overloaded"}
+_OWN_CODES = (*_CODES.values(), "context_length_exceeded")
 _CONTEXT_WORDS = ("maximum context length", "maximum model length", "exceeds the available context size")
 
 
@@ -222,8 +256,19 @@ def from_engine(status: int, body: bytes) -> ApiError:
     message = fields.get("message")
     if not isinstance(message, str) or not message:
         message = _text(body) or f"The engine answered with status {status}."
+    if status == 501:
+        # Not possible with this model: nothing that another attempt could mend.
+        return ApiError(400, message, "invalid_request_error", "not_supported")
+    if status == 500 and _is_the_clients(message):
+        status = 400
     kind = fields.get("type")
-    if not isinstance(kind, str) or not kind or kind != kind.lower():
+    # "error" says nothing: it is what an event of the Responses API is called.
+    if (
+        not isinstance(kind, str)
+        or kind in ("", "error")
+        or kind != kind.lower()
+        or (status < 500 and "server" in kind)
+    ):
         kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         kind = "rate_limit_error" if status == 429 else kind
     code = fields.get("code")
@@ -239,7 +284,13 @@ def from_engine(status: int, body: bytes) -> ApiError:
         code,
         param if isinstance(param, str) else None,
         retry_after_seconds=2 if status in (429, 503) else None,
+        own=code in _OWN_CODES,
     )
+
+
+def _is_the_clients(message: str) -> bool:
+    # llama.cpp's server calls some errors of clients its own.
+    return message.startswith("Failed to parse ") or message.endswith("' is required")
 
 
 def _fields(body: bytes) -> dict[str, Any]:

@@ -2,21 +2,29 @@
 
 import time
 from datetime import UTC, datetime
+from time import perf_counter
+from typing import Final
 
-from cortex_gateway import body as request_body
+from cortex_shared.logs import get_logger
+
 from cortex_gateway import errors
-from cortex_gateway.answering import Answering
+from cortex_gateway.body import Wanted
 from cortex_gateway.chunks import frame
 from cortex_gateway.ending import Phase
+from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.errors import ApiError
+from cortex_gateway.key_limits import KeyLimits
 from cortex_gateway.meter import Record
-from cortex_gateway.wire import shown_id
+from cortex_gateway.rerouting import Rerouting
+from cortex_gateway.table import Route
 
-_CLIENT_LEFT_STATUS = 499
-_PING = b": ping\n\n"
+_log = get_logger("exchange")
+
+_CLIENT_LEFT_STATUS: Final = 499
+_PING: Final = b": ping\n\n"
 
 
-class Exchange(Answering):
+class Exchange(Rerouting):
     """What the client and the clock say to a request. Runs in callbacks only."""
 
     __slots__ = ()
@@ -26,8 +34,11 @@ class Exchange(Answering):
     def start(self) -> None:
         """Read the request, find its route, begin the first attempt; or refuse."""
         own = self._gateway.next_request_id()
-        self._shown = shown_id(self._headers, own.encode())
-        wanted = request_body.read(self._body)
+        self._shown = self._told_id or own.encode()
+        hot = self._hot
+        if hot.shape.id_header is not None:
+            self._extra = [(hot.shape.id_header, self._shown)]
+        wanted = hot.read(self._body)
         if isinstance(wanted, ApiError):
             self._refuse(wanted)
             return
@@ -38,39 +49,100 @@ class Exchange(Answering):
             else:
                 self._refuse(errors.model_not_ready(wanted.model, "not known yet"))
             return
-        if not self._key.all_models:
-            if not (self._key.allows(route.name) or self._key.allows(wanted.model)):
-                self._refuse(errors.forbidden_model(wanted.model))
-                return
-            if request_body.doubles_model(self._body):
-                self._refuse(errors.invalid_request("`model` is given twice.", param="model"))
-                return
         self._route = route
         self._model = wanted.model
-        self._stream = bool(wanted.stream) and self._hot.streams
-        if self._stream:
-            options = wanted.stream_options
-            self._hide_usage = not (options is not None and options.include_usage)
-            if self._hide_usage:
-                self._body = request_body.with_usage(self._body, options)
+        problem = None if self._key.all_models else self._forbidden(wanted, route)
+        if route.reroutes:
+            self._reroute(route, wanted)
+        problem = problem or self._shape(wanted)
+        if problem is not None:
+            self._refuse(problem)
+            return
+        if self._key.limits is None or self._limited(self._key.limits, wanted, own):
+            self._go_on(own, wanted)
+
+    def _go_on(self, own: str, wanted: Wanted) -> None:
         self._accept(own)
-        self._try(route.admit())
+        if self._route.chooser.reads:
+            self._bind(wanted)
+        if wanted.previous_response_id is None:
+            self._begin()
+        else:
+            others = self._others(wanted.previous_response_id)
+            self._try(self._route.admit(others, affinity=self.affinity))
+
+    def _begin(self) -> None:
+        self._try(self._route.admit((), self._key.rank, self.affinity))
+
+    def _forbidden(self, wanted: Wanted, route: Route) -> ApiError | None:
+        # Why a key for some models may not have this one.
+        if not (self._key.allows(route.name) or self._key.allows(wanted.model)):
+            return errors.forbidden_model(wanted.model)
+        if self._hot.doubles_model(self._body):
+            return errors.invalid_request("`model` is given twice.", param="model")
+        return None
+
+    def _others(self, response: str) -> list[Endpoint]:
+        # All engines but the one that keeps a response that goes on.
+        owner = self._gateway.owners.find(response, self._key)
+        if owner is None:
+            return []
+        endpoints = self._route.endpoints
+        others = [endpoint for endpoint in endpoints if endpoint.instance != owner.instance]
+        return others if len(others) < len(endpoints) else []
 
     def client_left(self) -> None:
         """The client is gone: the engine is let go in this very moment."""
-        if self._phase is not Phase.OVER:
+        if self._phase is Phase.ASKING:
+            self._phase = Phase.OVER
+            self._let_go()
+        elif self._phase is not Phase.OVER:
             self._end(_CLIENT_LEFT_STATUS if self._status == 0 else self._status, "client_left")
+
+    # From the key's limits.
+
+    def within(self) -> None:
+        """The key has what this may use."""
+        if self._phase is not Phase.ASKING:
+            return
+        self._received = perf_counter()  # what was waited for is no overhead
+        try:
+            self._go_on(*self._asked)
+        except Exception as error:  # noqa: BLE001 (a bug must end this one request, not all that waited with it)
+            _log.error("exchange.bug", error=repr(error))
+            self.cut(errors.internal_error())
+
+    def beyond(self, error: ApiError) -> None:
+        """The key has not."""
+        if self._phase is Phase.ASKING:
+            self._refuse(error)
+
+    def _limited(self, limits: KeyLimits, wanted: Wanted, own: str) -> bool:
+        # Whether it may go on at once.
+        most = wanted.max_completion_tokens or wanted.max_tokens or wanted.max_output_tokens
+        hold = limits.admit(self._route.estimate.tokens(len(self._body), most, wanted.n), self._begun, self)
+        if isinstance(hold, ApiError):
+            self._refuse(hold)
+            return False
+        self._hold = hold
+        if not hold.taken:
+            self._phase = Phase.ASKING
+            self._asked = (own, wanted)
+        return hold.taken
 
     def _accept(self, own: str) -> None:
         route, now = self._route, self._begun
         route.budget.request()
         route.stats.in_flight += 1
-        limits = route.contract.policy.limits
-        self._total_deadline = self._deadline = now + limits.total_seconds
+        self._counts = route.stats.operation(self._hot.operation)
+        seconds = route.limits.total_seconds
+        if self._patience is not None and not self._stream:
+            seconds = min(seconds, self._patience)  # who has given up reads no answer
+        self._total_deadline = self._deadline = now + seconds
         self._record = Record(
             request_id=own,
             started_at=datetime.fromtimestamp(time.time(), UTC),
-            model_id=route.contract.model_id,
+            model_id=route.model_id,
             route=route.name,
             path=self._hot.text,
             key_id=self._key.id,
@@ -99,11 +171,14 @@ class Exchange(Answering):
         relay = self._relay
         if self._paused:
             return  # the protocol cuts a client that takes nothing for too long
-        if self._heard:
+        # What passes by the relay's own reader is seen by its tokens alone.
+        tokens = relay.tokens if relay is not None else 0
+        if self._heard or tokens != self._tokens_seen:
             self._heard = False
+            self._tokens_seen = tokens
             self._quiet_since = now
             if relay is not None and relay.committed:
-                self._deadline = now + self._route.contract.policy.limits.idle_seconds
+                self._deadline = now + self._route.limits.idle_seconds
                 return
         if now >= self._deadline:
             committed = relay is not None and relay.committed

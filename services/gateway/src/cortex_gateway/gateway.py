@@ -3,73 +3,150 @@
 import asyncio
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Final, cast
 
-from cortex_gateway import errors
+from cortex_gateway import errors, exposition
+from cortex_gateway.access import AccessLog
+from cortex_gateway.cors import Cors
+from cortex_gateway.dialect import VLLM
+from cortex_gateway.dialling import Dialler
 from cortex_gateway.ending import Ending
+from cortex_gateway.endpoint import Endpoint
+from cortex_gateway.errors import ApiError
+from cortex_gateway.families import Family, Snapshot, render
+from cortex_gateway.heads import KnownHeads
+from cortex_gateway.incoming import Head
+from cortex_gateway.journal import Journal
 from cortex_gateway.keys import Keys
+from cortex_gateway.leases import Limiter
 from cortex_gateway.meter import Meter
+from cortex_gateway.owners import Owners
+from cortex_gateway.pool import Pool
 from cortex_gateway.settings import Settings
 from cortex_gateway.stats import Stats
 from cortex_gateway.sweep import Sweeper
-from cortex_gateway.table import Clock, Table
-from cortex_gateway.upstream import Pool
+from cortex_gateway.table import Clock, Route, Table
+from cortex_gateway.trace import Tracer
+from cortex_gateway.wire import HeaderList, lines_of
 
-type HeaderList = list[tuple[bytes, bytes]]
+_HEADS_MAX: Final = 1024
+
+_LAST_OF_ID = tuple(f"{number:02x}" for number in range(256))
 
 
 class Gateway:
     """Keys, routes, pool, meter and counts, and the requests that are open."""
 
-    def __init__(self, settings: Settings, name: str, journal: Path, loop: asyncio.AbstractEventLoop) -> None:
-        """`name` is unique to this process's life. Raises OSError when the journal cannot be opened."""
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        folder: Path,
+        loop: asyncio.AbstractEventLoop,
+        journal: type[Journal] = Journal,
+    ) -> None:
+        """`name` is unique to this process's life. Raises OSError when `folder` takes no journal."""
         self.settings = settings
         self.name = name
+        self.body_max_bytes = settings.intake.body_max_bytes
+        self.keep_alive_seconds = settings.intake.keep_alive_seconds
+        self.response_max_bytes = settings.upstream.response_max_bytes
         self.time: Callable[[], float] = loop.time
         self._loop = loop
         self.stats = Stats()
+        # When the bytes that are looked at now were read from their client, by perf_counter.
+        self.received = 0.0
+        # Who has counts of their own.
+        self.metric_sources: list[Callable[[], Iterable[Family]]] = []
         self.sweeper = Sweeper(loop)
         self.pool = Pool(settings.upstream, loop, self.sweeper)
-        self.keys = Keys()
+        self.dialler = Dialler(self.pool, loop)
+        self.limiter = Limiter(settings.limits, loop)
+        self.metric_sources.append(self.limiter.families)
+        self.keys = Keys(self.limiter.take)
+        self.heads: KnownHeads[Head] = KnownHeads(_HEADS_MAX)
         self.table = Table(
             settings.upstream,
             self.stats,
             Clock(loop.time, random.Random()),
             fleet_secret=settings.engine_secret.get_secret_value(),
-            forget=self.pool.forget,
+            forget=self._forget,
+            caps=self._cap,
         )
-        self.meter = Meter(journal, name, settings.meter)
+        secret = settings.engine_secret.get_secret_value()
+        self.owners = Owners(settings.upstream.responses_max, secret, self._naming_routes)
+        self.cors = Cors(settings.http.cors_origins) if settings.http.cors_origins else None
+        self.meter = Meter(folder, name, settings.meter, journal)
+        self.tracer = Tracer(settings.trace, name)
+        self.metric_sources.append(self.tracer.sender.families)
+        self.access = AccessLog(settings.log, loop.time)
         self.draining = False
         self.traffic = asyncio.Event()
         self.urgent = asyncio.Event()
-        self._open: set[Ending] = set()
+        self._open = cast("set[Ending]", self.sweeper.requests)
         self._id_prefix = f"req_{secrets.token_hex(8)}"
+        self._id_block = ""
         self._id_count = 0
         self._default_headers: HeaderList | None = None
         self._default_head = b""
 
+    def _forget(self, endpoint: Endpoint) -> None:
+        self.pool.forget(endpoint)
+        self.limiter.uncap(endpoint)
+
+    def _cap(self, route: Route, endpoint: Endpoint, concurrency: int) -> None:
+        self.limiter.cap(f"{route.name}:{endpoint.instance}:{endpoint.url}", endpoint, route, concurrency)
+
     def next_request_id(self) -> str:
         """A request id that no other process and no other request has."""
-        self._id_count += 1
-        return f"{self._id_prefix}{self._id_count:08x}"
+        count = self._id_count
+        self._id_count = count + 1
+        last = count & 0xFF
+        if not last:
+            self._id_block = f"{self._id_prefix}{count >> 8:06x}"
+        return self._id_block + _LAST_OF_ID[last]
+
+    def snapshot(self) -> Snapshot:
+        """All counts of this process."""
+        found = list(exposition.families(self.stats, self.time()))
+        found += exposition.metering(self.meter)
+        found += exposition.loop_lag(self.sweeper.lag_max())
+        for source in self.metric_sources:
+            found += source()
+        found += exposition.process()
+        return found
+
+    def exposition(self) -> bytes:
+        """The page at /metrics."""
+        return render(self.snapshot())
+
+    def refused(self, error: ApiError, shown: bytes) -> None:
+        """A request was refused before a route took it; `shown` is the id that its client sees."""
+        self.stats.refuse(error.status, error.reason)
+        self.access.refused(error, shown)
 
     def open(self, exchange: Ending) -> None:
         """A request was accepted."""
         self._open.add(exchange)
-        self.sweeper.add(exchange)
+        if self.sweeper.asleep:
+            self.sweeper.wake()
         if not self.traffic.is_set():
             self.traffic.set()
 
     def close(self, exchange: Ending) -> None:
         """An accepted request ended."""
         self._open.discard(exchange)
-        self.sweeper.remove(exchange)
 
     @property
     def open_requests(self) -> int:
         """How many accepted requests have not ended."""
         return len(self._open)
+
+    def _naming_routes(self) -> list[Route]:
+        # Those whose engines take names for responses.
+        return [route for route in self.table.routes() if route.contract.engine == VLLM]
 
     def evidence_urgent(self) -> None:
         """An endpoint failed: tell it now, not at the end of the second."""
@@ -80,7 +157,7 @@ class Gateway:
         """The headers that every answer has (date, server), which change once a second."""
         if headers is not self._default_headers:
             self._default_headers = headers
-            self._default_head = b"".join(b"%b: %b\r\n" % header for header in headers)
+            self._default_head = lines_of(headers)
         return self._default_head
 
     def drain(self, seconds: float) -> None:

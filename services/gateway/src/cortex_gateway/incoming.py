@@ -1,16 +1,36 @@
 """A request as it comes in, and what is refused by its head alone."""
 
 import urllib.parse
-from typing import cast
+from typing import Any, Final, cast
 
 import httptools
 
 from cortex_gateway.errors import ApiError, invalid_request
-from cortex_gateway.keys import Key
-from cortex_gateway.paths import HOT_PATHS, HotPath
-from cortex_gateway.wire import HeaderList
+from cortex_gateway.keys import Key, digest_of
+from cortex_gateway.paths import HOT_PATHS, STORED_PREFIX, HotPath, stored_path
+from cortex_gateway.wire import HeaderList, passed_lines, sane_id
 
-_PARTS_MAX = 1024
+_PARTS_MAX: Final = 1024
+
+
+# Headers by which OpenAI's clients for Python and Node say how long they wait for an answer.
+_PATIENCE = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+
+
+class Head:
+    """What was read out of a request's head that may come again. `passed`: its lines for the engine."""
+
+    __slots__ = ("digest", "headers", "hot", "method", "passed", "patience", "url")
+
+    def __init__(self, incoming: "Incoming") -> None:
+        assert incoming.hot is not None
+        self.method = incoming.method
+        self.patience = incoming.patience
+        self.url = incoming.url
+        self.headers = incoming.headers
+        self.hot = incoming.hot
+        self.digest = digest_of(incoming.headers)
+        self.passed = passed_lines(incoming.headers, self.hot.content_type(incoming.headers))
 
 
 class Incoming:
@@ -28,8 +48,12 @@ class Incoming:
         "method",
         "offers",
         "parts",
+        "passed",
+        "patience",
         "refusal",
         "size",
+        "told_id",
+        "traceparent",
         "url",
     )
 
@@ -37,7 +61,7 @@ class Incoming:
         self.method = b""
         self.url = b""
         self.headers: HeaderList = []
-        self.parts: list[bytes | bytearray] = []
+        self.parts: list[bytes | bytearray | memoryview] = []
         self.size = 0
         self.head_done = False
         self.complete = False
@@ -48,6 +72,35 @@ class Incoming:
         self.hot: HotPath | None = None
         self.key: Key | None = None
         self.refusal: ApiError | None = None
+        self.passed: bytes | None = None
+        self.patience: float | None = None  # seconds that the client says it waits for an answer
+        self.told_id: bytes | None = None
+        self.traceparent: bytes | None = None
+
+    def take(self, head: Head) -> None:
+        """Have a head that was read before."""
+        self.method = head.method
+        self.url = head.url
+        self.headers = head.headers
+        self.hot = head.hot
+        self.passed = head.passed
+        self.patience = head.patience
+        self.head_done = True
+
+    @property
+    def may_come_again(self) -> bool:
+        """Whether the head says nothing that is of this one request alone."""
+        return (
+            self.head_done
+            and self.hot is not None
+            and self.refusal is None
+            and self.key is not None
+            and self.keep_alive
+            and self.told_id is None
+            and self.traceparent is None
+            and not self.expects
+            and not self.offers
+        )
 
     def add(self, piece: bytes) -> None:
         """Keep a piece of the body. Of chunks of two bytes each, a list would take 30 times their size."""
@@ -59,40 +112,66 @@ class Incoming:
         else:
             cast("bytearray", parts[-1]).extend(piece)
 
-    def body(self) -> bytes:
-        """The pieces joined."""
-        parts = self.parts
-        return cast("bytes", parts[0]) if len(parts) == 1 else b"".join(parts)
+    def take_body(self) -> bytes:
+        """The pieces joined, once: an open connection does not keep the body of its last request."""
+        parts, self.parts = self.parts, []
+        first = parts[0] if len(parts) == 1 else None
+        return first if isinstance(first, bytes) else b"".join(parts)
 
 
 def check_head(incoming: Incoming, head_max_bytes: int) -> ApiError | None:
     """The error in a head that the parser let pass and a gateway must not. Notes what the client expects."""
-    has_host = False
+    hosts = codings = 0
     size = len(incoming.url)
     for name, value in incoming.headers:
         size += len(name) + len(value) + 4
         if name == b"host":
-            has_host = True
-        elif name == b"transfer-encoding" and (incoming.http10 or value.strip().lower() != b"chunked"):
-            return invalid_request("The only transfer coding is chunked, in HTTP/1.1.")
+            hosts += 1
+        elif name == b"transfer-encoding":
+            codings += 2 - (value.strip().lower() == b"chunked")
         elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             return invalid_request("Compressed request bodies are not taken.", status=415)
+        elif name == b"x-request-id":
+            incoming.told_id = sane_id(value)
+        elif name in _PATIENCE:
+            incoming.patience = _seconds(value)
+        elif name == b"traceparent":
+            incoming.traceparent = value
         elif name == b"expect":
             if value.strip().lower() != b"100-continue":
                 return invalid_request("The only expectation is 100-continue.", status=417)
             incoming.expects = not incoming.http10
     if size > head_max_bytes:
         return head_too_large()
-    if not has_host and not incoming.http10:
-        return invalid_request("The header Host is missing.")
     if incoming.url not in HOT_PATHS and not _is_target(incoming.url):
         return invalid_request("The request's target is no path.")
+    return _check_counts(hosts, codings, http10=incoming.http10)
+
+
+def _check_counts(hosts: int, codings: int, *, http10: bool) -> ApiError | None:
+    if codings > 1 or (codings and http10):
+        return invalid_request("The only transfer coding is chunked, once, in HTTP/1.1.")
+    if hosts != 1 and (hosts or not http10):
+        return invalid_request("The header Host is missing, or given twice.")
     return None
+
+
+def _seconds(value: bytes) -> float | None:
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < float("inf") else None
 
 
 def head_too_large() -> ApiError:
     """431."""
     return invalid_request("The request's head is too large.", status=431)
+
+
+def around_too_large() -> ApiError:
+    """Chunk extensions, zeros before a size, trailers: a body has much around it and little in it."""
+    return invalid_request("The request has too much around its body.", status=431)
 
 
 def _is_target(url: bytes) -> bool:
@@ -105,10 +184,19 @@ def _is_target(url: bytes) -> bool:
     return True
 
 
-def hot_path(url: bytes) -> HotPath | None:
-    """The hot path that a request's target names, however it spells it."""
-    hot = HOT_PATHS.get(url)
-    if hot is not None:
+def target_of(url: bytes) -> tuple[bytes, bytes]:
+    """(path, query) of a request's target, empty where there is none. Raises HttpParserInvalidURLError."""
+    parsed: Any = httptools.parse_url(url)  # whose types do not say that its parts may be None
+    return parsed.path or b"", parsed.query or b""
+
+
+def hot_path(method: bytes, url: bytes) -> HotPath | None:
+    """The hot path that a request's method and target name, however the target is spelled."""
+    post = method == b"POST"
+    hot = HOT_PATHS.get(url) if post else None
+    if hot is not None or not (post or url.startswith(STORED_PREFIX)):
         return hot
-    path = httptools.parse_url(url).path
-    return HOT_PATHS.get(urllib.parse.unquote_to_bytes(path)) if path else None
+    path, query = target_of(url)
+    path = urllib.parse.unquote_to_bytes(path)
+    hot = HOT_PATHS.get(path) if post else None
+    return hot or stored_path(method, path, query)

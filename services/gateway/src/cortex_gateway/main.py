@@ -3,44 +3,70 @@
 import asyncio
 import socket
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import anyio
 from cortex_shared.bus import Bus
 from cortex_shared.bus.connection import new_process_name
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.contracts.routes import RoutingTable
+from cortex_shared.health import Page
 from cortex_shared.keyring import Keyring
+from cortex_shared.limit_store import RedisLimits
 from cortex_shared.logs import get_logger
-from cortex_shared.metrics import Metrics
 from cortex_shared.process import Task, serve
 from cortex_shared.redis_connection import connect_redis
 from cortex_shared.routing_store import RoutingStore
 
+from cortex_gateway.affinity import Memory
 from cortex_gateway.app import build_app
 from cortex_gateway.evidence import tell_evidence
 from cortex_gateway.gateway import Gateway
+from cortex_gateway.journal import Journal
+from cortex_gateway.placements import share_placements
 from cortex_gateway.protocol import GatewayProtocol
 from cortex_gateway.settings import Settings
+from cortex_gateway.siblings import Siblings
 from cortex_gateway.snapshot import Snapshots
-from cortex_gateway.stats import StatsCollector
+from cortex_gateway.worker import Stops, Worker
 
 _log = get_logger("main")
 
+_LEAVE_SECONDS = 1
 
-def build(settings: Settings, name: str) -> Gateway:
+
+def build(
+    settings: Settings, name: str, journal: type[Journal] = Journal, worker: Worker | None = None
+) -> Gateway:
     """A gateway that knows no route and no key yet. Needs a running loop."""
-    journal = settings.meter.journal_dir or Path(tempfile.gettempdir()) / "cortex-gateway-journal"
-    return Gateway(settings, name, journal, asyncio.get_running_loop())
+    folder = settings.meter.journal_dir or Path(tempfile.gettempdir()) / "cortex-gateway-journal"
+    gateway = Gateway(settings, name, folder, asyncio.get_running_loop(), journal)
+    if worker is not None:
+        gateway.table.choosers.share(Memory.over(worker.places.affinity))
+    return gateway
 
 
 async def run_gateway(
-    settings: Settings, gateway: Gateway, tasks: Sequence[Task], sockets: list[socket.socket] | None = None
+    settings: Settings,
+    gateway: Gateway,
+    tasks: Sequence[Task],
+    sockets: list[socket.socket] | None = None,
+    *,
+    worker: Worker | None = None,
+    changed: Callable[[bytes], None] | None = None,
 ) -> None:
-    """Serve until a signal, with these tasks beside; where routes and keys come from is theirs."""
-    metrics = Metrics("gateway")
-    metrics.registry.register(StatsCollector(gateway.stats, gateway.meter))
+    """Serve until a signal, with these tasks beside; where routes and keys come from is theirs.
+
+    A worker has its sockets, the word to stop and what `changed` gets from its parent.
+    """
+    page: Page = gateway
+    stops = None
+    if worker is not None:
+        stops, sockets = Stops(), worker.sockets
+        page = siblings = Siblings(worker.places, worker.place, gateway.snapshot)
+        tasks = [*tasks, siblings.answer, partial(worker.run, stops, changed)]
 
     def readiness() -> dict[str, str | None]:
         return {
@@ -55,13 +81,14 @@ async def run_gateway(
 
     try:
         await serve(
-            build_app(gateway, metrics, readiness),
-            [gateway.pool.run, *tasks],
+            build_app(gateway, page, readiness),
+            [gateway.dialler.run, gateway.tracer.sender.run, *tasks],
             host=settings.http.host,
             port=settings.http.port,
             drain_seconds=settings.http.drain_seconds,
             on_stop=stop,
             sockets=sockets,
+            stops=stops,
             http=partial(GatewayProtocol, gateway),
             ws="none",
             proxy_headers=False,
@@ -71,11 +98,12 @@ async def run_gateway(
         gateway.meter.close()
 
 
-async def main(settings: Settings, sockets: list[socket.socket] | None = None) -> None:
+async def main(settings: Settings, worker: Worker | None = None) -> None:
     """Run as part of a fleet: routes and keys from Redis, usage and evidence to NATS."""
     name = new_process_name("gateway")
-    gateway = build(settings, name)
+    gateway = build(settings, name, worker=worker)
     redis = connect_redis(settings.redis.url.get_secret_value())
+    gateway.limiter.share(RedisLimits(redis, name))
     bus = Bus(settings.nats, name=name)
     snapshots = Snapshots(settings.snapshot_dir) if settings.snapshot_dir is not None else None
     if snapshots is not None:
@@ -94,13 +122,17 @@ async def main(settings: Settings, sockets: list[socket.socket] | None = None) -
     tasks: list[Task] = [
         bus.run,
         partial(RoutingStore(redis).follow, routes_changed),
-        partial(Keyring(redis).follow, keys_changed),
+        partial(Keyring(redis).follow, keys_changed, besides=gateway.limiter.look),
+        gateway.limiter.run,
         partial(gateway.meter.run, bus),
         partial(tell_evidence, gateway, bus),
+        partial(share_placements, gateway, bus),
     ]
     try:
-        await run_gateway(settings, gateway, tasks, sockets)
+        await run_gateway(settings, gateway, tasks, worker=worker)
     finally:
+        with anyio.move_on_after(_LEAVE_SECONDS, shield=True):
+            await gateway.limiter.leave()
         await redis.aclose()
 
 

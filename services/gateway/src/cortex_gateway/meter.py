@@ -1,9 +1,9 @@
 """Meter: one usage record per accepted request, journalled before its last byte, sent in batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from itertools import batched
 from pathlib import Path
+from time import monotonic
 from typing import Literal
 
 import anyio
@@ -17,12 +17,16 @@ from cortex_shared.logs import get_logger
 from pydantic import PrivateAttr
 
 from cortex_gateway.journal import Journal
+from cortex_gateway.lately import Lately
 from cortex_gateway.open_requests import OpenRequests, left_open
 from cortex_gateway.settings import MeterSettings
 
 _log = get_logger("meter")
 
-BATCH_MAX = 200
+BATCH_MAX = 500
+_BATCH_MAX_BYTES = 512 * 1024  # the bus takes messages of 1 MiB
+# So many unsent records do not wait for the others. Each segment costs a file.
+_MANY = 4 * BATCH_MAX
 _RETRY_SECONDS = (0.25, 5.0)
 
 type Outcome = Literal["done", "client_left", "engine_failed", "rejected", "gateway_died"]
@@ -67,16 +71,20 @@ class _Encoded(Message):
 class Meter:
     """Takes records of requests begun and finished; `run` must be among the process's tasks."""
 
-    def __init__(self, folder: Path, process: str, settings: MeterSettings) -> None:
+    def __init__(
+        self, folder: Path, process: str, settings: MeterSettings, journal: type[Journal] = Journal
+    ) -> None:
         """Open the journal in `folder`, and count what processes before this one left open."""
         self._process = process
         self._flush_seconds = settings.flush_seconds
-        self.journal = Journal(folder, process, max_bytes=settings.journal_max_bytes)
+        self.journal = journal(folder, process, max_bytes=settings.journal_max_bytes)
         self._open = OpenRequests(self.journal.folder, rows_max=settings.open_max)
         self._encoder = msgspec.json.Encoder()
         self._some = anyio.Event()
         self._many = anyio.Event()
         self._unsent = 0
+        self._lately = Lately(settings.again_seconds, settings.again_max_bytes)
+        self._again = False
         self.records_sent = 0
         self.hurry = False
         self._count_left_open()
@@ -104,13 +112,14 @@ class Meter:
         self._unsent += 1
         if self._unsent == 1:
             self._some.set()
-        elif self._unsent == BATCH_MAX:
+        elif self._unsent == _MANY:
             self._many.set()
 
     async def run(self, bus: Bus) -> None:
         """Send what is journalled, about every half second while there is anything, until cancelled."""
         first, last = _RETRY_SECONDS
         wait = first
+        bus.on_connect(self._came_back)
         while True:
             await self._some.wait()
             if not self.hurry:
@@ -132,9 +141,20 @@ class Meter:
         self._open.close()
         self.journal.close()
 
+    def _came_back(self, _created: bool) -> None:
+        # Perhaps empty, which only who made its streams anew can tell. What it still has it drops by the
+        # batch's name, and what was counted already is not counted again.
+        if self._lately.batches(monotonic()):
+            self._again = True
+            self._some.set()
+
     async def _flush(self, bus: Bus) -> None:
         if not bus.connected:
             raise Unavailable("the message bus is not reachable", code="bus.unreachable")
+        if self._again:
+            for name, data in self._lately.batches(monotonic()):
+                await bus.append(usage_subject(self._process), _Encoded(data), message_id=name)
+            self._again = False
         for segment in self.journal.segments():
             name = f"{segment.parent.name}-{segment.stem}"
             try:
@@ -144,31 +164,50 @@ class Meter:
                 _log.error("meter.segment_gone", segment=segment.name)
                 self.journal.remove(segment)
                 continue
-            for number, lines in enumerate(batched(_records(data), BATCH_MAX)):
+            for number, lines in enumerate(_batches(_records(data))):
                 batch = f"{name}-{number}"
-                await bus.append(usage_subject(self._process), self._batch(batch, lines), message_id=batch)
+                message = self._batch(batch, lines)
+                await bus.append(usage_subject(self._process), message, message_id=batch)
+                self._lately.keep(monotonic(), batch, message.encode())
                 self.records_sent += len(lines)
             self.journal.remove(segment)
 
-    def _batch(self, name: str, lines: tuple[bytes, ...]) -> Message:
+    def _batch(self, name: str, lines: list[bytes]) -> Message:
         head = self._encoder.encode(
             {"type": "cortex.usage_batch.v1", "gateway": self._process, "batch": name}
         )
         return _Encoded(head[:-1] + b',"records":[' + b",".join(lines) + b"]}")
 
     def _count_left_open(self) -> None:
+        finished = self.journal.finished()
         for folder in self.journal.left:
             for data in left_open(folder):
                 try:
                     record = msgspec.json.decode(data, type=Record)
                 except msgspec.DecodeError:
                     continue
+                if record.request_id.encode() in finished:
+                    continue  # killed after its record was written, before its row was freed
                 record.outcome, record.source, record.status = "gateway_died", "estimated", 500
                 record.duration_seconds = max(0.0, (datetime.now(UTC) - record.started_at).total_seconds())
                 self.journal.append(self._encoder.encode(record))
             # Journalled now: dying before the folder goes would only count the same request id again.
             (folder / "open.table").unlink(missing_ok=True)
         self.journal.tidy()
+
+
+def _batches(records: Iterable[bytes]) -> Iterator[list[bytes]]:
+    # The same records always come in the same batches, whose names say whether the bus has them.
+    batch: list[bytes] = []
+    size = 0
+    for record in records:
+        if len(batch) == BATCH_MAX or (batch and size + len(record) > _BATCH_MAX_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += len(record) + 1
+    if batch:
+        yield batch
 
 
 def _records(data: bytes) -> Iterator[bytes]:

@@ -8,10 +8,11 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
-NAME = "open.table"
-_ROW = 512
-_FREE = b"\0\0"
+NAME: Final = "open.table"
+_ROW: Final = 512
+_FREE: Final = b"\0\0"
 
 
 class OpenRequests:

@@ -3,7 +3,9 @@
 import asyncio
 import urllib.parse
 from collections import deque
-from typing import Any, cast
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any, Final, cast
 
 import httptools
 from cortex_shared.logs import get_logger
@@ -16,15 +18,22 @@ from cortex_gateway import errors
 from cortex_gateway.errors import ApiError
 from cortex_gateway.exchange import Exchange
 from cortex_gateway.gateway import Gateway
-from cortex_gateway.incoming import Incoming
-from cortex_gateway.wire import HeaderList, shown_id, status_line
+from cortex_gateway.heads import Known
+from cortex_gateway.incoming import Head, Incoming, target_of
+from cortex_gateway.paths import StoredPath
+from cortex_gateway.recall import Recall
+from cortex_gateway.shapes import OPENAI
+from cortex_gateway.wire import find, lines_of, status_line
 
 _log = get_logger("pipeline")
 
-_PIPELINE_MAX = 8
-_PIPELINE_MAX_BYTES = 256 * 1024
-_LINGER_SECONDS = 2.0
-_STREAM_HEADERS = (
+# What of a refused request's body is read, and thrown away, so that its connection can stay.
+DISCARD_MAX: Final = 64 * 1024
+_PIPELINE_MAX: Final = 8
+_PIPELINE_MAX_BYTES: Final = 256 * 1024
+_LINGER_SECONDS: Final = 2.0
+_ANSWER: Final = b"%b%bcontent-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n%b%b"
+_STREAM_HEADERS: Final = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 )
 
@@ -56,9 +65,12 @@ class Pipeline(HttpToolsProtocol):
         self._stall_deadline = 0.0
         self._unsent = 0
         self._fed = 0
+        self._had = 0
+        self._left = 0
         self._begins = 0
         self._deadline = 0.0
         self._began: float | None = None
+        self._last_head: Known[Head] | None = None
 
     # One request after the other.
 
@@ -69,19 +81,16 @@ class Pipeline(HttpToolsProtocol):
             return
         self._current = incoming
         if incoming.refusal is not None or incoming.key is None:
-            refusal = incoming.refusal or errors.no_key()
-            self._gateway.stats.refuse(refusal.status)
-            self._answer_error(refusal, incoming)
+            self._answer_error(incoming.refusal or errors.no_key(), incoming)
             self.finished()
             return
-        exchange = self._exchange = Exchange(
+        make = Recall if isinstance(hot, StoredPath) else Exchange
+        exchange = self._exchange = make(
             self._gateway,
             self,
             hot,
             incoming.key,
-            incoming.headers,
-            incoming.body(),
-            chunked=not incoming.http10,
+            incoming,
         )
         try:
             exchange.start()
@@ -89,11 +98,20 @@ class Pipeline(HttpToolsProtocol):
             _log.error("pipeline.bug", error=repr(error))
             exchange.cut(errors.internal_error())
 
+    def _begin_app(self, incoming: Incoming) -> None:
+        # Only a body that is large, of unknown size, or waits to be asked for is read as it comes.
+        length = find(incoming.headers, b"content-length")
+        large = length is not None and int(length) > DISCARD_MAX
+        if large or incoming.expects or find(incoming.headers, b"transfer-encoding") is not None:
+            self._run_app(incoming)
+
     def _run_app(self, incoming: Incoming) -> None:
         # As uvicorn's own on_headers_complete does it.
         self._current = incoming
-        url = httptools.parse_url(incoming.url)
-        raw_path = url.path or b"/"
+        # It may answer before the body is there, the rest of which would be taken for the next request.
+        incoming.keep_alive = incoming.keep_alive and incoming.complete
+        raw_path, query = target_of(incoming.url)
+        raw_path = raw_path or b"/"
         path = urllib.parse.unquote(raw_path.decode("latin-1"))
         keep_alive = incoming.keep_alive and not self._close_after and not self._gateway.draining
         self.scope = {
@@ -107,13 +125,13 @@ class Pipeline(HttpToolsProtocol):
             "root_path": self.root_path,
             "path": self.root_path + path,
             "raw_path": self.root_path.encode("ascii") + raw_path,
-            "query_string": url.query or b"",
+            "query_string": query,
             "headers": incoming.headers,
             "state": self.app_state.copy(),
         }
         self.cycle = RequestResponseCycle(
             scope=self.scope,
-            transport=self.transport,
+            transport=self.transport if incoming.complete else cast("asyncio.Transport", _Gentle(self)),
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -124,18 +142,19 @@ class Pipeline(HttpToolsProtocol):
             keep_alive=keep_alive,
             on_response=self.on_response_complete,
         )
-        self.cycle.body += incoming.body()
+        self.cycle.body += incoming.take_body()
         self.cycle.more_body = not incoming.complete
+        if incoming.complete or incoming.size:
+            self.cycle.message_event.set()  # else the application would wait for what has come already
         self._start_asgi_task(self.cycle, cast("ASGI3Application", self.app))
 
     def on_response_complete(self) -> None:
         """uvicorn: the application has answered."""
         current = self._current
         if current is not None and not current.complete:
-            # It answered before the body was there, whose rest would be taken for the next request.
             self._current = None
             self.flow.resume_reading()
-            self._linger()
+            self.linger()
             return
         self.finished()
 
@@ -143,7 +162,7 @@ class Pipeline(HttpToolsProtocol):
         """The current answer is written: the next request, or wait for one."""
         current, self._current, self._exchange = self._current, None, None
         self.server_state.total_requests += 1
-        if not self._queue or not self._full():
+        if self.flow.read_paused and (not self._queue or not self._full()):
             self.flow.resume_reading()
         if self._closing:
             return
@@ -153,7 +172,7 @@ class Pipeline(HttpToolsProtocol):
             self._unsent = self.transport.get_write_buffer_size()
             self.transport.close()
             return
-        self._deadline = self._gateway.time() + self._gateway.settings.intake.keep_alive_seconds
+        self._deadline = self._gateway.time() + self._gateway.keep_alive_seconds
         if self._queue or self._broken is not None or self._incoming is not current:
             self.loop.call_soon(self._next)
 
@@ -166,6 +185,7 @@ class Pipeline(HttpToolsProtocol):
             incoming = self._queue.popleft()
             if not self._full():
                 self.flow.resume_reading()
+            self._gateway.received = perf_counter()
             self._run(incoming)
             return
         if self._broken is not None:
@@ -174,7 +194,7 @@ class Pipeline(HttpToolsProtocol):
         incoming = self._incoming
         if incoming.head_done and not incoming.complete:
             if incoming.hot is None:
-                self._run_app(incoming)
+                self._begin_app(incoming)
             elif incoming.refusal is not None and incoming.expects:
                 self._refuse_early(incoming)
             elif incoming.expects:
@@ -233,21 +253,24 @@ class Pipeline(HttpToolsProtocol):
     def _refuse_early(self, incoming: Incoming) -> None:
         # Before the body is there: answer, then close, since the rest of it cannot be told from a request.
         assert incoming.refusal is not None
-        self._gateway.stats.refuse(incoming.refusal.status)
         self._fail(incoming.refusal)
 
     def _fail(self, error: ApiError) -> None:
         """Answer with an error, in turn, and close."""
+        if self._closing:
+            return  # what is wrong first is told, and nothing after it
         if self._current is not None or self._queue:
-            self._broken = error
+            self._broken = self._broken or error
             self._deaf = True
             return
         self._close_after = True
         self._answer_error(error, self._incoming)
-        self._linger()
+        self.linger()
 
-    def _linger(self) -> None:
-        # Closing with unread data pending would reset the connection, and the answer with it.
+    def linger(self) -> None:
+        """Close, but read on for a moment: unread data would reset the connection, and the answer with it."""
+        if self._closing:
+            return
         self._closing = True
         self._deadline = self._gateway.time() + _LINGER_SECONDS
         if self.transport.can_write_eof():
@@ -255,10 +278,28 @@ class Pipeline(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def _answered(self) -> Incoming:
+        # Whom an answer is for that is written now.
+        return self._current or self._incoming
+
     def _answer_error(self, error: ApiError, incoming: Incoming | None) -> None:
         own = self._gateway.next_request_id().encode()
-        shown = shown_id(incoming.headers, own) if incoming is not None else own
-        self.answer(error.status, error.headers(), error.body(), shown)
+        shown = own if incoming is None else incoming.told_id or own
+        self._gateway.refused(error, shown)
+        shape = incoming.hot.shape if incoming is not None and incoming.hot is not None else OPENAI
+        # An answer to HEAD has no body; a request that broke off may have been one.
+        bare = incoming is not None and (incoming.method or self._begun_method()) == b"HEAD"
+        self.answer(
+            shape.status(error),
+            lines_of(shape.headers(error, shown)),
+            shape.body(error, shown),
+            shown,
+            bare=bare,
+        )
+
+    def _begun_method(self) -> bytes:
+        parser: httptools.HttpRequestParser | None = self.parser
+        return b"" if parser is None else parser.get_method()
 
     # What an exchange writes.
 
@@ -271,44 +312,62 @@ class Pipeline(HttpToolsProtocol):
         """Write bytes as they are."""
         self.transport.write(data)
 
-    def answer(self, status: int, headers: HeaderList, body: bytes, shown: bytes) -> None:
-        """Write a whole answer in JSON."""
-        head = [
-            status_line(status),
-            self._gateway.default_head(self.server_state.default_headers),
-            b"content-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n"
-            % (shown, len(body)),
-        ]
-        for header in headers:
-            head.append(b"%b: %b\r\n" % header)
-        self._end_head(head)
-        head.append(body)
-        self.transport.write(b"".join(head))
+    @property
+    def writer(self) -> Callable[[bytes], None]:
+        """`write`, without a call in between."""
+        return self.transport.write
 
-    def begin_stream(self, shown: bytes) -> bytes:
-        """The head of an answer with status 200 that is an event stream."""
+    def answer(self, status: int, lines: bytes, body: bytes, shown: bytes, *, bare: bool = False) -> None:
+        """Write a whole answer in JSON; `lines` are more of its head's. `bare`: without its body."""
+        default = self._gateway.default_head(self.server_state.default_headers)
+        ending = self._end_of_head()
+        if status == 204:  # which has neither type nor length
+            head = b"%b%bx-request-id: %b\r\n%b%b" % (status_line(status), default, shown, lines, ending)
+        else:
+            head = _ANSWER % (status_line(status), default, shown, len(body), lines, ending)
+        self.transport.write(head if bare else head + body)
+
+    def begin_stream(self, shown: bytes, lines: bytes, kind: bytes) -> bytes:
+        """The head of an answer with status 200 of unknown length; no `kind`: an event stream."""
         current = self._current
-        head = [
-            status_line(200),
-            self._gateway.default_head(self.server_state.default_headers),
-            _STREAM_HEADERS,
-            b"x-request-id: %b\r\n" % shown,
-        ]
+        coding = b"transfer-encoding: chunked\r\n"
         if current is not None and current.http10:
             current.keep_alive = False
-        else:
-            head.append(b"transfer-encoding: chunked\r\n")
-        self._end_head(head)
-        return b"".join(head)
+            coding = b""
+        return b"%b%b%bx-request-id: %b\r\n%b%b%b" % (
+            status_line(200),
+            self._gateway.default_head(self.server_state.default_headers),
+            b"content-type: %b\r\n" % kind if kind else _STREAM_HEADERS,
+            shown,
+            lines,
+            coding,
+            self._end_of_head(),
+        )
 
-    def _end_head(self, head: list[bytes]) -> None:
-        current = self._current
-        if self._close_after or self._gateway.draining or current is None or not current.keep_alive:
+    def _end_of_head(self) -> bytes:
+        gateway, current = self._gateway, self._current
+        ending = b"\r\n"
+        if self._close_after or gateway.draining or current is None or not current.keep_alive:
             self._close_after = True
-            head.append(b"connection: close\r\n")
-        head.append(b"\r\n")
+            ending = b"connection: close\r\n\r\n"
+        if gateway.cors is None:
+            return ending
+        return lines_of(gateway.cors.headers(self._answered().headers)) + ending
 
     def cut(self) -> None:
         """Close at once: the client takes nothing."""
         self._closing = True
         self.transport.abort()
+
+
+class _Gentle:
+    # The transport of an answer of the application to a request that is not all there yet.
+    __slots__ = ("_pipeline", "is_closing", "write")
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.write = pipeline.transport.write
+        self.is_closing = pipeline.transport.is_closing
+
+    def close(self) -> None:
+        self._pipeline.linger()

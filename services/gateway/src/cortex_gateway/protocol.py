@@ -6,6 +6,7 @@ ASGI application as uvicorn would do it.
 
 import asyncio
 import time
+from time import perf_counter
 from typing import cast
 
 import httptools
@@ -13,13 +14,12 @@ from cortex_shared.logs import get_logger
 
 from cortex_gateway import errors
 from cortex_gateway.errors import ApiError, invalid_request
-from cortex_gateway.incoming import Incoming, check_head, head_too_large, hot_path
-from cortex_gateway.pipeline import Pipeline
+from cortex_gateway.heads import Known
+from cortex_gateway.incoming import Head, Incoming, around_too_large, check_head, head_too_large, hot_path
+from cortex_gateway.pipeline import DISCARD_MAX, Pipeline
 from cortex_gateway.wire import find
 
 _log = get_logger("protocol")
-
-_DISCARD_MAX = 64 * 1024
 
 
 class GatewayProtocol(Pipeline):
@@ -39,6 +39,8 @@ class GatewayProtocol(Pipeline):
         gateway.sweeper.remove(self)
         self._closing = True
         self._queue.clear()
+        self._current = None
+        self._incoming.parts = []  # what is left of uvicorn's protocol waits for the garbage collector
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_left()
@@ -54,11 +56,30 @@ class GatewayProtocol(Pipeline):
     def data_received(self, data: bytes) -> None:
         if self._closing or self._deaf:
             return
+        self._gateway.received = perf_counter()
+        if self._left:
+            self._take_rest(data)
+            return
+        # Between two requests, with nothing under way?
+        at_rest = (
+            self._current is None
+            and self._incoming.complete
+            and self._began is None
+            and not self._queue
+            and not self._congested
+            and self._broken is None
+        )
+        if at_rest:
+            known = self._gateway.heads.find(data, self._last_head)
+            if known is not None and self._take_known(known, data):
+                return
         before, self._begins = self._incoming, 0
         left: bytes | None = data
         while left is not None:
             left = self._feed(left)
         incoming = self._incoming
+        if at_rest and self._alone(before) and incoming.may_come_again and data.startswith(b"POST "):
+            self._gateway.heads.keep(data, Head(incoming), with_length=True)
         if self._closing or self._deaf or incoming.complete:
             self._fed = 0
             self._began = None
@@ -68,13 +89,62 @@ class GatewayProtocol(Pipeline):
             self._fed += len(data)
         else:
             self._fed = len(data) if self._alone(before) else 0
-        if not incoming.head_done and self._fed > self._gateway.settings.intake.head_max_bytes:
-            self._fail(head_too_large())
+            self._had = 0
+        if incoming.size != self._had:
+            self._had, self._fed = incoming.size, 0
+        elif self._fed > self._gateway.settings.intake.head_max_bytes:
+            self._fail(around_too_large() if incoming.head_done else head_too_large())
             return
         now = self._gateway.time()
         if self._began is None:
             self._began = now
         self._set_intake_deadline(incoming, now)
+
+    def _take_known(self, known: tuple[Known[Head], int, int], data: bytes) -> bool:
+        # A request whose head was read before; False: it is for the parser after all.
+        self._last_head, start, length = known
+        head = known[0].value
+        gateway = self._gateway
+        have = len(data) - start
+        if have > length or length > gateway.body_max_bytes:
+            return False
+        key = gateway.keys.check(head.digest, self.client[0] if self.client else None, time.time())
+        if isinstance(key, ApiError):
+            return False
+        incoming = self._incoming = Incoming()
+        incoming.take(head)
+        incoming.key = key
+        incoming.size = length
+        if have == length:
+            if have:
+                incoming.parts.append(data[start:])
+            incoming.complete = True
+            self._run(incoming)
+            return True
+        if have:
+            incoming.parts.append(memoryview(data)[start:])  # which is joined with what comes
+        self._left = length - have
+        self._began = gateway.time()
+        self._set_intake_deadline(incoming, self._began)
+        return True
+
+    def _take_rest(self, data: bytes) -> None:
+        # More of the body of a request whose head was known.
+        incoming = self._incoming
+        left = self._left - len(data)
+        if left > 0:
+            self._left = left
+            incoming.add(data)
+            self._set_intake_deadline(incoming, self._gateway.time())
+            return
+        rest = data[self._left :]
+        incoming.add(data[: self._left] if rest else data)
+        self._left = 0
+        self._began = None
+        incoming.complete = True
+        self._run(incoming)
+        if rest:
+            self.data_received(rest)
 
     def _alone(self, before: Incoming) -> bool:
         return self._begins == 1 and before.complete
@@ -123,15 +193,18 @@ class GatewayProtocol(Pipeline):
                 if self._stalled():
                     self.transport.abort()
             return
-        if self._began is not None and self._current is None:
-            if now >= self._deadline:
+        if now < self._deadline:
+            return
+        if self._current is None:
+            if self._began is not None:
                 self._fail(invalid_request("The request did not arrive in time.", status=408))
-        elif self._current is None and now >= self._deadline:
-            if self.transport.get_write_buffer_size():
+            elif self.transport.get_write_buffer_size():
                 self.transport.abort()
             else:
                 self._closing = True
                 self.transport.close()
+        elif self._began is not None and self._current is self._incoming:
+            self.transport.abort()  # the application waits for the rest of a body
 
     # The parser's callbacks.
 
@@ -144,8 +217,11 @@ class GatewayProtocol(Pipeline):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         incoming = self._incoming
-        if not incoming.head_done:  # else a trailer, which must not pass for a header
+        if not incoming.head_done:
             incoming.headers.append((name.lower(), value))
+        elif name.lower() == b"connection":
+            # A trailer, which must not pass for a header; but the parser may have taken it for a close.
+            incoming.keep_alive = False
 
     def on_headers_complete(self) -> None:
         if self._closing or self._deaf:
@@ -154,20 +230,25 @@ class GatewayProtocol(Pipeline):
         parser = self.parser
         incoming.head_done = True
         incoming.method = parser.get_method()
-        incoming.http10 = parser.get_http_version() != "1.1"
+        version = parser.get_http_version()
+        incoming.http10 = version != "1.1"
         incoming.keep_alive = parser.should_keep_alive() and not incoming.http10
-        if parser.should_upgrade() and incoming.method != b"CONNECT":
-            incoming.offers = True
+        if parser.should_upgrade():
+            if incoming.method == b"CONNECT":
+                self._fail(invalid_request("This is no proxy: there is no CONNECT."))
+            else:
+                incoming.offers = True
             return
         problem = check_head(incoming, self._gateway.settings.intake.head_max_bytes)
+        if incoming.http10 and version != "1.0":
+            problem = invalid_request("The only versions of HTTP are 1.1 and 1.0.")
         if problem is not None:
             self._fail(problem)
             return
-        if incoming.method == b"POST":
-            incoming.hot = hot_path(incoming.url)
+        incoming.hot = hot_path(incoming.method, incoming.url)
         if incoming.hot is None:
             if self._current is None and not self._queue and not self._congested:
-                self._run_app(incoming)
+                self._begin_app(incoming)
             return
         found = self._gateway.keys.find(
             incoming.headers, self.client[0] if self.client else None, time.time()
@@ -180,7 +261,7 @@ class GatewayProtocol(Pipeline):
         if length is not None and int(length) > self._gateway.settings.intake.body_max_bytes:
             incoming.refusal = incoming.refusal or self._body_too_large()
         if incoming.refusal is not None and (
-            incoming.expects or (length is not None and int(length) > _DISCARD_MAX)
+            incoming.expects or (length is not None and int(length) > DISCARD_MAX)
         ):
             self._refuse_early(incoming)
         elif incoming.expects and self._current is None and not self._queue:
@@ -190,12 +271,12 @@ class GatewayProtocol(Pipeline):
         if self._closing or self._deaf:
             return
         incoming = self._incoming
+        incoming.size += len(body)
         if incoming is self._current and incoming.hot is None:
             super().on_body(body)
             return
-        incoming.size += len(body)
         if incoming.refusal is not None:
-            if incoming.size > _DISCARD_MAX:
+            if incoming.size > DISCARD_MAX:
                 self._refuse_early(incoming)
             return
         if incoming.size > self._gateway.settings.intake.body_max_bytes:

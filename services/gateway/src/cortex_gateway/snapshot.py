@@ -17,7 +17,7 @@ _KEYS = "keys.json"
 
 
 class Snapshots:
-    """Two files of mode 0600 (endpoints may carry keys of external engines), each replaced as a whole."""
+    """Two files of mode 0600 (keys of external engines are sealed in them), each replaced as a whole."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -46,10 +46,6 @@ class _Event(msgspec.Struct):
     error: object = None
 
 
-class _Answer(msgspec.Struct):
-    usage: EngineUsage | None = None
-
-
 class Reading(msgspec.Struct):
     """What one event says."""
 
@@ -71,10 +67,12 @@ class _ErrorEvent(msgspec.Struct):
     error: _Error
 
 
+# vLLM ends what it gave up as if it had finished.
+_ABORTED = b'{"error":{"message":"The engine gave the request up.","type":"server_error","code":500}}'
+
 # msgspec reports text that is not UTF-8 in a way of its own.
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _EVENT = msgspec.json.Decoder(_Event)
-_ANSWER = msgspec.json.Decoder(_Answer)
 _ERROR = msgspec.json.Decoder(_ErrorEvent)
 
 
@@ -86,6 +84,11 @@ def split(buffer: bytes) -> tuple[list[bytes], bytes]:
         events.append(buffer[position : match.end()])
         position = match.end()
     return events, buffer[position:]
+
+
+def ends(data: bytes | bytearray) -> bool:
+    """Whether an event ends in it."""
+    return _END.search(data) is not None
 
 
 def data_of(event: bytes) -> bytes:
@@ -106,7 +109,7 @@ def read(event: bytes) -> Reading:
         return Reading(done=True)
     try:
         found = _EVENT.decode(data)
-    except _UNREADABLE:
+    except UNREADABLE:
         return Reading(opaque=True)
     if found.error:
         return Reading(error=data)
@@ -114,6 +117,8 @@ def read(event: bytes) -> Reading:
     for choice in found.choices or ():
         delta = choice.delta
         finished = finished or choice.finish_reason is not None
+        if choice.finish_reason == "abort":
+            return Reading(error=_ABORTED)
         content = content or bool(choice.text)
         if delta is not None:
             content = content or bool(
@@ -129,20 +134,20 @@ def read(event: bytes) -> Reading:
     return Reading(content=content, finished=finished, only_usage=only_usage, usage=found.usage)
 
 
-def usage_of(answer: bytes | bytearray) -> EngineUsage | None:
-    """The usage in an answer that is no stream; None when it says none."""
-    try:
-        return _ANSWER.decode(answer).usage
-    except _UNREADABLE:
-        return None
+_STATUSES = {
+    "invalid_request_error": 400,
+    "BadRequestError": 400,
+    "rate_limit_error": 429,
+    "overloaded_error": 503,
+}
 
 
 def status_of(error: bytes) -> int:
     """The HTTP status that an error event stands for; 500 when it does not say."""
     try:
         found = _ERROR.decode(error).error
-    except _UNREADABLE:
+    except UNREADABLE:
         return 500
     if isinstance(found.code, int) and 400 <= found.code < 600:
         return found.code
-    return 400 if found.type in ("invalid_request_error", "BadRequestError") else 500
+    return _STATUSES.get(found.type, 500) if isinstance(found.type, str) else 500

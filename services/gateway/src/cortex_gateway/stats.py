@@ -1,73 +1,225 @@
-"""Counts of what the gateway does: plain integers on the hot path, Prometheus' families when asked."""
+"""Counts of what the gateway does: plain numbers on the hot path; `exposition` makes metrics of them.
+
+An observation costs a third of a microsecond, nothing is looked up by labels, and an event of a stream costs
+nothing. The gen_ai histograms and their buckets are those of OpenTelemetry's conventions for generative AI.
+"""
 
 from bisect import bisect_left
-from collections.abc import Iterable
 from typing import Protocol
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
+FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
+PER_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
+DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
+TOKENS = tuple(4**power for power in range(14))
+OVERHEAD_SECONDS = (0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)
+QUEUE_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
-_FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 120)
-_DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 600)
-_OVERHEAD = (0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.05, 0.25)
+# What an engine or a bug may name without end has a bound; the rest counts under the conventions' own word.
+_NAMES_MAX = 64
+OTHER = "_OTHER"
 
 
 class Histogram:
     """A histogram that costs a third of a microsecond an observation."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        self._sum = 0.0
+        self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
-        self._sum += value
+        self.sum += value
 
-    def add_to(self, family: HistogramMetricFamily, labels: list[str]) -> None:
-        """Put the counts into a family, cumulated."""
-        total = 0
-        buckets: list[tuple[str, float]] = []
-        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        family.add_metric(labels, buckets, sum_value=self._sum)
+    def values(self) -> list[float]:
+        """The counts of its buckets, then the sum: as a Sample has them."""
+        return [*self._counts, self.sum]
+
+
+class Ended(Protocol):
+    """What of a usage record is counted."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def outcome(self) -> str | None: ...
+    @property
+    def duration_seconds(self) -> float: ...
+    @property
+    def first_token_seconds(self) -> float | None: ...
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+
+
+class Seen(Protocol):
+    """What became of requests on an endpoint."""
+
+    @property
+    def successes(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def connect_failures(self) -> int: ...
+
+
+class Watched(Protocol):
+    """What of an endpoint is shown: `told` and `evidence` together are all that was seen of it."""
+
+    @property
+    def instance(self) -> str: ...
+    @property
+    def removed(self) -> bool: ...
+    @property
+    def outstanding(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def ejected_until(self) -> float: ...
+    @property
+    def ejections(self) -> int: ...
+    @property
+    def told(self) -> Seen: ...
+    @property
+    def evidence(self) -> Seen: ...
+
+
+class OperationStats:
+    """Counts of one kind of request (chat, embeddings ...) to one route."""
+
+    __slots__ = ("completion_tokens", "duration", "failed", "first_token", "per_token", "prompt_tokens")
+
+    def __init__(self) -> None:
+        self.first_token = Histogram(FIRST_TOKEN_SECONDS)
+        self.per_token = Histogram(PER_TOKEN_SECONDS)
+        self.duration = Histogram(DURATION_SECONDS)
+        self.failed: dict[str, Histogram] = {}
+        self.prompt_tokens = Histogram(TOKENS)
+        self.completion_tokens = Histogram(TOKENS)
+
+    def done(self, record: Ended) -> None:
+        """A request was answered."""
+        seconds, tokens = record.duration_seconds, record.completion_tokens
+        self.duration.observe(seconds)
+        first = record.first_token_seconds
+        if first is not None and tokens > 1:
+            self.per_token.observe((seconds - first) / (tokens - 1))
+        if tokens:
+            self.completion_tokens.observe(tokens)
+        if record.prompt_tokens:
+            self.prompt_tokens.observe(record.prompt_tokens)
+
+    def not_done(self, record: Ended, error: str) -> None:
+        """A request ended otherwise; `error` says how in a word."""
+        failed = self.failed
+        if error not in failed:
+            error = error if len(failed) < _NAMES_MAX else OTHER
+            failed.setdefault(error, Histogram(DURATION_SECONDS))
+        failed[error].observe(record.duration_seconds)
+        if record.completion_tokens:
+            self.completion_tokens.observe(record.completion_tokens)
+        if record.prompt_tokens:
+            self.prompt_tokens.observe(record.prompt_tokens)
+
+
+class EndpointCounts:
+    """Counts of endpoints that have left."""
+
+    __slots__ = ("connect_failures", "ejections", "failures", "successes")
+
+    def __init__(self) -> None:
+        self.successes = 0
+        self.failures = 0
+        self.connect_failures = 0
+        self.ejections = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether anything was counted."""
+        return bool(self.successes or self.failures or self.connect_failures or self.ejections)
+
+    def take(self, endpoint: Watched) -> None:
+        """Add an endpoint's counts."""
+        for seen in (endpoint.told, endpoint.evidence):
+            self.successes += seen.successes
+            self.failures += seen.failures
+            self.connect_failures += seen.connect_failures
+        self.ejections += endpoint.ejections
 
 
 class RouteStats:
     """Counts of one route."""
 
     __slots__ = (
-        "completion_tokens",
-        "duration",
-        "first_token",
+        "_watched",
+        "answer_overhead",
+        "cached_tokens",
+        "engine",
         "in_flight",
+        "left",
+        "operations",
         "overhead",
-        "prompt_tokens",
+        "queue",
+        "resends",
         "retries",
         "statuses",
         "waiting",
     )
 
     def __init__(self) -> None:
+        self.engine = ""
+        self.operations: dict[str, OperationStats] = {}
         self.statuses: dict[tuple[int, str], int] = {}
         self.in_flight = 0
         self.waiting = 0
         self.retries = 0
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.first_token = Histogram(_FIRST_TOKEN)
-        self.duration = Histogram(_DURATION)
-        self.overhead = Histogram(_OVERHEAD)
+        self.resends = 0
+        self.cached_tokens = 0
+        self.overhead = Histogram(OVERHEAD_SECONDS)
+        self.answer_overhead = Histogram(OVERHEAD_SECONDS)
+        self.queue = Histogram(QUEUE_SECONDS)
+        self.left = EndpointCounts()
+        self._watched: list[Watched] = []
 
-    def finished(self, status: int, outcome: str, seconds: float) -> None:
-        """A request ended."""
-        key = (status, outcome)
+    def operation(self, name: str) -> OperationStats:
+        """The counts of one kind of request."""
+        return self.operations.get(name) or self.operations.setdefault(name, OperationStats())
+
+    def ended(self, operation: OperationStats, record: Ended, error: str) -> None:
+        """An accepted request ended; `error` is empty if it was answered."""
+        self.in_flight -= 1
+        status, outcome = record.status, record.outcome or ""
+        key = (status if 100 <= status < 600 else 502, outcome)
         self.statuses[key] = self.statuses.get(key, 0) + 1
-        self.duration.observe(seconds)
+        self.cached_tokens += record.cached_tokens
+        if error:
+            operation.not_done(record, error)
+        else:
+            operation.done(record)
+
+    def watch(self, endpoint: Watched) -> None:
+        """An endpoint joined the route."""
+        self.endpoints().append(endpoint)
+
+    def endpoints(self) -> list[Watched]:
+        """The endpoints of the route, and those that left with requests under way.
+
+        The counts of one that is gone go into `left`, so that no total falls.
+        """
+        staying: list[Watched] = []
+        for endpoint in self._watched:
+            if endpoint.removed and not endpoint.outstanding:
+                self.left.take(endpoint)
+            else:
+                staying.append(endpoint)
+        self._watched = staying
+        return staying
 
 
 class Stats:
@@ -75,7 +227,7 @@ class Stats:
 
     def __init__(self) -> None:
         self._routes: dict[str, RouteStats] = {}
-        self.refused: dict[int, int] = {}
+        self.refused: dict[tuple[int, str], int] = {}
         self.connections = 0
 
     def route(self, name: str) -> RouteStats:
@@ -86,97 +238,13 @@ class Stats:
         """The route is gone."""
         self._routes.pop(name, None)
 
-    def refuse(self, status: int) -> None:
-        """A request was refused before it was accepted for a route."""
-        self.refused[status] = self.refused.get(status, 0) + 1
+    def refuse(self, status: int, reason: str) -> None:
+        """A request was refused before it was accepted for a route; `reason` is the error's code or type."""
+        key = (status, reason)
+        if key not in self.refused and len(self.refused) >= _NAMES_MAX:
+            key = (status, OTHER)
+        self.refused[key] = self.refused.get(key, 0) + 1
 
-    def items(self) -> Iterable[tuple[str, RouteStats]]:
+    def routes(self) -> dict[str, RouteStats]:
         """All routes with their counts."""
-        return self._routes.items()
-
-
-class MeterState(Protocol):
-    """What of the meter is shown: bytes that the bus does not have yet, records lost and sent."""
-
-    @property
-    def journal_bytes(self) -> int: ...
-    @property
-    def records_lost(self) -> int: ...
-    @property
-    def records_sent(self) -> int: ...
-
-
-class StatsCollector(Collector):
-    """Shows Stats and the meter's state to Prometheus."""
-
-    def __init__(self, stats: Stats, meter: MeterState) -> None:
-        self._stats = stats
-        self._meter = meter
-
-    def collect(self) -> Iterable[Metric]:
-        """The families, made anew."""
-        yield from self._counts()
-        yield from self._histograms()
-        yield from self._metering()
-
-    def _counts(self) -> Iterable[Metric]:
-        requests = CounterMetricFamily(
-            "cortex_gateway_requests", "Finished requests.", labels=["route", "status", "outcome"]
-        )
-        retries = CounterMetricFamily(
-            "cortex_gateway_retries", "Attempts added to requests.", labels=["route"]
-        )
-        tokens = CounterMetricFamily("cortex_gateway_tokens", "Tokens metered.", labels=["route", "kind"])
-        in_flight = GaugeMetricFamily(
-            "cortex_gateway_in_flight_requests", "Requests accepted and not finished.", labels=["route"]
-        )
-        waiting = GaugeMetricFamily(
-            "cortex_gateway_waiting_requests", "Requests that wait for a slot.", labels=["route"]
-        )
-        for name, route in self._stats.items():
-            for (status, outcome), count in route.statuses.items():
-                requests.add_metric([name, str(status), outcome], count)
-            retries.add_metric([name], route.retries)
-            tokens.add_metric([name, "prompt"], route.prompt_tokens)
-            tokens.add_metric([name, "completion"], route.completion_tokens)
-            in_flight.add_metric([name], route.in_flight)
-            waiting.add_metric([name], route.waiting)
-        refused = CounterMetricFamily(
-            "cortex_gateway_refused_requests",
-            "Requests refused before any route took them.",
-            labels=["status"],
-        )
-        for status, count in self._stats.refused.items():
-            refused.add_metric([str(status)], count)
-        connections = GaugeMetricFamily("cortex_gateway_connections", "Open client connections.")
-        connections.add_metric([], self._stats.connections)
-        yield from (requests, retries, tokens, in_flight, waiting, refused, connections)
-
-    def _histograms(self) -> Iterable[Metric]:
-        first = HistogramMetricFamily(
-            "cortex_gateway_first_token_seconds", "From the request to its first content.", labels=["route"]
-        )
-        duration = HistogramMetricFamily(
-            "cortex_gateway_duration_seconds", "From the request to its last byte.", labels=["route"]
-        )
-        overhead = HistogramMetricFamily(
-            "cortex_gateway_overhead_seconds",
-            "From a request's last byte to its sending on, if neither slot nor connection was waited for.",
-            labels=["route"],
-        )
-        for name, route in self._stats.items():
-            route.first_token.add_to(first, [name])
-            route.duration.add_to(duration, [name])
-            route.overhead.add_to(overhead, [name])
-        yield from (first, duration, overhead)
-
-    def _metering(self) -> Iterable[Metric]:
-        spooled = GaugeMetricFamily("cortex_gateway_journal_bytes", "Usage that the bus does not have yet.")
-        spooled.add_metric([], self._meter.journal_bytes)
-        lost = CounterMetricFamily(
-            "cortex_gateway_usage_lost_records", "Usage records lost: no room on disk."
-        )
-        lost.add_metric([], self._meter.records_lost)
-        sent = CounterMetricFamily("cortex_gateway_usage_sent_records", "Usage records the bus has taken.")
-        sent.add_metric([], self._meter.records_sent)
-        yield from (spooled, lost, sent)
+        return self._routes

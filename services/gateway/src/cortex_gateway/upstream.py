@@ -3,23 +3,29 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from functools import partial
-from typing import Protocol, cast
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
-import anyio
 from cortex_shared.errors import InvalidInput
 from cortex_shared.logs import get_logger
 
 from cortex_gateway.chunks import ChunkReader
 from cortex_gateway.endpoint import Endpoint
-from cortex_gateway.settings import UpstreamSettings
-from cortex_gateway.sweep import Sweeper
+from cortex_gateway.heads import Known
+from cortex_gateway.quick import QuickReading
+from cortex_gateway.relay import QuickReader
+
+if TYPE_CHECKING:
+    from cortex_gateway.pool import Pool
 
 _log = get_logger("upstream")
 
-_HEAD_MAX = 64 * 1024
-_JOIN_MAX = 64 * 1024
+_HEAD_MAX: Final = 64 * 1024
+_HINTS_MAX: Final = 32
+_JOIN_MAX: Final = 8 * 1024
 _NO_BODY = (204, 304)
+# Heads of these alone are remembered; who answers them to a client needs no length.
+_COMMON = (b"application/json", b"text/event-stream")
 
 type Headers = dict[bytes, bytes]
 
@@ -50,19 +56,33 @@ class Answerer(Protocol):
         ...
 
 
+# Given twice they may say two things, and the next reader may believe the other.
+_ONCE = (b"content-length", b"transfer-encoding")
+
+
 def parse_head(head: bytes) -> tuple[int, Headers, bool]:
     """(status, headers, whether the connection may be used again) of an answer's head. Raises ValueError."""
     lines = head.split(b"\r\n")
+    ends = len(lines) - 1
+    if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
+        raise ValueError("a line ends where none may")
     first = lines[0]
-    if first[:7] != b"HTTP/1." or first[8:9] != b" ":
+    if first[:7] != b"HTTP/1." or first[7:9] not in (b"1 ", b"0 ") or first[12:13] not in (b" ", b""):
         raise ValueError("not an HTTP/1 answer")
+    if not first[9:12].isdigit():
+        raise ValueError("not a status")
     status = int(first[9:12])
+    if status == 101 or not 100 <= status < 600:
+        raise ValueError("not a status")
     headers: Headers = {}
     for line in lines[1:]:
         name, colon, value = line.partition(b":")
-        if not colon or not name or name[0] in b" \t":
+        if not colon or not name or name[0] in b" \t" or name[-1] in b" \t":
             raise ValueError("a header is broken")
-        headers[name.lower()] = value.strip()
+        name = name.lower()
+        if name in headers and name in _ONCE:
+            raise ValueError("a header is given twice")
+        headers[name] = value.strip(b" \t")
     stated = headers.get(b"connection")
     if stated is None:
         return status, headers, first[7:8] == b"1"
@@ -72,7 +92,7 @@ def parse_head(head: bytes) -> tuple[int, Headers, bool]:
 
 # An engine may think for minutes, but its host acknowledges within seconds: a host that does not is gone
 # (cable, power, partition), and without these a request on it would wait for its first-token limit.
-_GONE_MS = 5_000
+_GONE_MS: Final = 5_000
 _NOTICE_SILENT_HOSTS = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 3),
@@ -82,8 +102,28 @@ _NOTICE_SILENT_HOSTS = (
 )
 
 
-class Connection(asyncio.Protocol):
-    """One connection to an engine, used by one request after the other."""
+class Connection:
+    """One connection to an engine, for one request after the other. An asyncio.Protocol by its methods."""
+
+    __slots__ = (
+        "_chunks",
+        "_endpoint",
+        "_head",
+        "_hints",
+        "_keep",
+        "_last_head",
+        "_left",
+        "_owner",
+        "_paused",
+        "_pool",
+        "_quick",
+        "_read",
+        "_transport",
+        "_until_close",
+        "closed",
+        "idle_since",
+        "reused",
+    )
 
     def __init__(self, endpoint: Endpoint, pool: "Pool") -> None:
         self._endpoint = endpoint
@@ -92,16 +132,20 @@ class Connection(asyncio.Protocol):
         self._owner: Answerer | None = None
         self._read: Callable[[bytes], None] = self._read_idle
         self._head = bytearray()
+        self._last_head: Known[tuple[int, Headers, bool]] | None = None
         self._left = 0
         self._chunks: ChunkReader | None = None
         self._keep = False
         self._until_close = False
+        self._hints = 0
         self._paused = False
+        self._quick: QuickReading | None = None
         self.closed = False
         self.reused = False
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """From the transport."""
         self._transport = cast("asyncio.Transport", transport)
         for level, option, value in _NOTICE_SILENT_HOSTS:
             transport.get_extra_info("socket").setsockopt(level, option, value)
@@ -113,15 +157,28 @@ class Connection(asyncio.Protocol):
         if len(body) <= _JOIN_MAX:
             self._transport.write(head + body)
         else:
-            self._transport.write(head)
-            self._transport.write(body)
+            self._transport.writelines((head, body))
 
     def abort(self) -> None:
         """Close at once, whatever is under way; nobody is told."""
+        self._read_plainly()
         self._owner = None
         self._read = self._read_idle
         self.closed = True
         self._transport.abort()
+
+    def read_by(self, reader: QuickReader, write: Callable[[bytes], None]) -> None:
+        """Let a relay read by itself what it can pass on at once, until the answer ends."""
+        chunks = self._chunks
+        if chunks is None or self._quick is not None:
+            return
+        self._quick = quick = QuickReading(self, self._transport, self._pool)
+        quick.begin(reader(chunks, write, self.data_received, quick.crowd))
+
+    def _read_plainly(self) -> None:
+        quick, self._quick = self._quick, None
+        if quick is not None:
+            quick.end()
 
     def close(self) -> None:
         """Close an idle connection."""
@@ -140,7 +197,22 @@ class Connection(asyncio.Protocol):
             self._paused = False
             self._transport.resume_reading()
 
+    def rested(self) -> None:
+        """The moment in which nothing was read, so that more comes at once, is over."""
+        if not (self._paused or self.closed or self._transport.is_closing()):
+            self._transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        """From the transport: the engine takes a large request slowly."""
+
+    def resume_writing(self) -> None:
+        """From the transport."""
+
+    def eof_received(self) -> None:
+        """From the transport, which is to close then."""
+
     def data_received(self, data: bytes) -> None:
+        """From the transport."""
         owner = self._owner
         try:
             self._read(data)
@@ -148,7 +220,9 @@ class Connection(asyncio.Protocol):
             self._bug(owner, error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """From the transport."""
         self.closed = True
+        self._read_plainly()
         owner, self._owner = self._owner, None
         if owner is None:
             if self in self._endpoint.idle:
@@ -156,6 +230,7 @@ class Connection(asyncio.Protocol):
             return
         try:
             if self._until_close and exc is None:
+                self._pool.ended = perf_counter()
                 owner.on_body(b"", True)
             else:
                 owner.on_broken(bool(self._head) or self._read != self._read_head)
@@ -185,25 +260,39 @@ class Connection(asyncio.Protocol):
         if self._head:
             self._head += data
             data = bytes(self._head)
-        end = data.find(b"\r\n\r\n")
-        if end < 0:
-            if len(data) > _HEAD_MAX:
+            self._head.clear()
+        else:
+            known = self._pool.heads.find(data, self._last_head)
+            if known is not None:
+                self._last_head, start, length = known
+                self._read_known(data, known[0].value, start, length)
+                return
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0 or end > _HEAD_MAX:
+                if len(data) > _HEAD_MAX:
+                    self._break()
+                else:
+                    self._head += data
+                return
+            try:
+                status, headers, self._keep = answer = parse_head(data[:end])
+                if status >= 200:
+                    self._frame(status, headers)
+                    break
+            except ValueError:
                 self._break()
-            elif not self._head:
-                self._head += data
-            return
-        self._head.clear()
-        try:
-            status, headers, self._keep = parse_head(data[:end])
-            self._frame(status, headers)
-        except ValueError:
-            self._break()
-            return
+                return
+            # A hint that the answer is still to come (100, 102, 103): passed over.
+            self._hints += 1
+            if self._hints > _HINTS_MAX:
+                self._break()
+                return
+            data = data[end + 4 :]
+        self._hints = 0
+        if status == 200 and headers.get(b"content-type", b"").startswith(_COMMON):
+            self._pool.heads.keep(data, answer, with_length=False)
         rest = data[end + 4 :]
-        if 100 <= status < 200:
-            if rest:
-                self._read_head(rest)
-            return
         owner = self._owner
         assert owner is not None
         owner.on_head(status, headers)
@@ -212,18 +301,30 @@ class Connection(asyncio.Protocol):
         if rest or self._left == 0:
             self._read(rest)
 
+    def _read_known(self, data: bytes, answer: tuple[int, Headers, bool], start: int, length: int) -> None:
+        owner = self._owner
+        assert owner is not None
+        status, headers, self._keep = answer
+        if length < 0:
+            self._frame(status, headers)
+        else:
+            self._left, self._read = length, self._read_length
+        owner.on_head(status, headers)
+        if self._owner is owner and (len(data) > start or self._left == 0):
+            self._read(data[start:])
+
     def _frame(self, status: int, headers: Headers) -> None:
         coding = headers.get(b"transfer-encoding")
         length = headers.get(b"content-length")
         self._left = -1
-        if 100 <= status < 200:
-            return
         if status in _NO_BODY:
             self._left, self._read = 0, self._read_length
         elif coding is not None:
             if coding.lower() != b"chunked" or length is not None:
                 raise ValueError("an unknown framing")
-            self._chunks = ChunkReader(self._pool.settings.event_max_bytes)
+            settings = self._pool.settings
+            events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
+            self._chunks = ChunkReader(settings.event_max_bytes if events else settings.response_max_bytes)
             self._read = self._read_chunks
         elif length is not None:
             if not length.isdigit():
@@ -267,12 +368,18 @@ class Connection(asyncio.Protocol):
             self._owner.on_body(data, False)
 
     def _done(self, *, excess: bool) -> None:
+        self._pool.ended = perf_counter()
+        self._read_plainly()
         self._owner = None
         self._read = self._read_idle
         self._chunks = None
         self.resume()
-        # An engine that answers before it has read the whole request leaves the rest of it in the pipe.
-        if not self._keep or excess or self.closed or self._transport.get_write_buffer_size():
+        if self.closed:
+            return
+        if self._transport.get_write_buffer_size():
+            # It answered before it had read the whole request, the rest of which is of no use to anybody.
+            self.abort()
+        elif not self._keep or excess:
             self.close()
         else:
             self._pool.put(self._endpoint, self)
@@ -282,107 +389,3 @@ class Connection(asyncio.Protocol):
         self.abort()
         if owner is not None:
             owner.on_broken(True)
-
-
-class Dial:
-    """A connection under way. `cancel` makes its result go to the pool instead of to who asked."""
-
-    __slots__ = ("wanted",)
-
-    def __init__(self) -> None:
-        self.wanted = True
-
-    def cancel(self) -> None:
-        """Nobody waits for it any more."""
-        self.wanted = False
-
-
-class Pool:
-    """Idle connections per endpoint (last in, first out), and the tasks that make new ones."""
-
-    def __init__(self, settings: UpstreamSettings, loop: asyncio.AbstractEventLoop, sweeper: Sweeper) -> None:
-        self.settings = settings
-        self._loop = loop
-        self._sweeper = sweeper
-        # asyncio's, since anyio's cannot be given a task from a transport's callback.
-        self._group: asyncio.TaskGroup | None = None
-        self._endpoints: set[Endpoint] = set()
-
-    async def run(self) -> None:
-        """Parent of the connecting tasks, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            try:
-                await anyio.sleep_forever()
-            finally:
-                self._group = None
-
-    def take(self, endpoint: Endpoint) -> Connection | None:
-        """An idle connection, or None."""
-        if not endpoint.idle:
-            return None
-        connection = endpoint.take_idle(self._loop.time() - self.settings.idle_seconds)
-        if connection is not None:
-            connection.reused = True
-        return connection
-
-    def put(self, endpoint: Endpoint, connection: Connection) -> None:
-        """Keep a connection for the next request."""
-        if endpoint.removed or connection.closed or len(endpoint.idle) >= self.settings.idle_max:
-            connection.close()
-            return
-        connection.idle_since = self._loop.time()
-        endpoint.idle.append(connection)
-        if endpoint not in self._endpoints:
-            self._endpoints.add(endpoint)
-            self._sweeper.add(self)
-
-    def forget(self, endpoint: Endpoint) -> None:
-        """The endpoint left the routes: its idle connections are closed, and no more are kept."""
-        endpoint.removed = True
-        endpoint.close_idle(float("inf"))
-
-    def tick(self, now: float) -> None:
-        """Close what has been idle for too long."""
-        before = now - self.settings.idle_seconds
-        for endpoint in list(self._endpoints):
-            endpoint.close_idle(before)
-            if not endpoint.idle:
-                self._endpoints.discard(endpoint)
-        if not self._endpoints:
-            self._sweeper.remove(self)
-
-    def dial(self, endpoint: Endpoint, seconds: float, done: Callable[[Connection | None], None]) -> Dial:
-        """Connect anew, at most for `seconds`; `done` gets the connection, or None when there is none."""
-        dial = Dial()
-        if self._group is None:
-            self._loop.call_soon(self._refused, done, dial)
-        else:
-            self._group.create_task(self._connect(endpoint, seconds, done, dial))
-        return dial
-
-    @staticmethod
-    def _refused(done: Callable[[Connection | None], None], dial: Dial) -> None:
-        if dial.wanted:
-            done(None)
-
-    async def _connect(
-        self, endpoint: Endpoint, seconds: float, done: Callable[[Connection | None], None], dial: Dial
-    ) -> None:
-        connection: Connection | None = None
-        with anyio.move_on_after(seconds):
-            try:
-                _, connection = await self._loop.create_connection(
-                    partial(Connection, endpoint, self), endpoint.host, endpoint.port, ssl=endpoint.tls
-                )
-            except (OSError, ValueError):
-                connection = None
-        if dial.wanted:
-            try:
-                done(connection)
-            except Exception as error:  # noqa: BLE001 (raised here, it would end all of the gateway)
-                _log.error("upstream.bug", error=repr(error))
-                if connection is not None:
-                    connection.fail()
-        elif connection is not None:
-            self.put(endpoint, connection)

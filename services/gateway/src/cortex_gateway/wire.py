@@ -2,6 +2,7 @@
 
 import re
 from http import HTTPStatus
+from typing import Final
 
 from cortex_gateway.keys import KEY_HEADERS
 
@@ -35,6 +36,8 @@ _KEPT_BACK = frozenset(
         b"x-request-id",
         b"forwarded",
         b"x-forwarded-for",
+        b"traceparent",  # passes as `trace` has it
+        b"tracestate",
         b"user-agent",
         b"x-stainless-arch",
         b"x-stainless-async",
@@ -55,9 +58,12 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d Status\r\n" % status
 
 
-def request_head(fixed: bytes, headers: HeaderList, request_id: bytes, length: int) -> bytes:
-    """The head of a request to an engine; `fixed` is the endpoint's part, `headers` are the client's."""
-    parts = [fixed]
+JSON_TYPE: Final = b"application/json"
+
+
+def passed_lines(headers: HeaderList, kind: bytes = JSON_TYPE) -> bytes:
+    """The lines of a client's headers that an engine gets; `kind` is the type of what is sent."""
+    parts: list[bytes] = []
     dropped: frozenset[bytes] | None = None
     for name, value in headers:
         if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
@@ -66,11 +72,18 @@ def request_head(fixed: bytes, headers: HeaderList, request_id: bytes, length: i
     for name, value in headers:
         if name not in _KEPT_BACK and (dropped is None or name not in dropped):
             parts.append(b"%b: %b\r\n" % (name, value))
-    parts.append(
-        b"content-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
-        % (request_id, length)
-    )
+    parts.append(b"content-type: %b\r\nx-request-id: " % kind)
     return b"".join(parts)
+
+
+def request_head(fixed: bytes, passed: bytes, request_id: bytes, length: int) -> bytes:
+    """The head of a request to an engine: the endpoint's part, `passed_lines`, id and length."""
+    return b"%b%b%b\r\ncontent-length: %d\r\n\r\n" % (fixed, passed, request_id, length)
+
+
+def lines_of(headers: HeaderList) -> bytes:
+    """Headers as lines of a head."""
+    return b"".join(b"%b: %b\r\n" % header for header in headers) if headers else b""
 
 
 def find(headers: HeaderList, name: bytes) -> bytes | None:
@@ -84,4 +97,9 @@ def find(headers: HeaderList, name: bytes) -> bytes | None:
 def shown_id(headers: HeaderList, own: bytes) -> bytes:
     """The id that the client sees: its own `x-request-id` if that looks sane, else ours."""
     told = find(headers, b"x-request-id")
-    return told if told is not None and _SANE_ID.match(told) else own
+    return own if told is None else sane_id(told) or own
+
+
+def sane_id(told: bytes) -> bytes | None:
+    """A client's request id, if it may be repeated in an answer."""
+    return told if _SANE_ID.match(told) else None

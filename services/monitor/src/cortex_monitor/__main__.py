@@ -2,6 +2,7 @@
 
 from cortex_shared import logs
 from cortex_shared.process import run
+from cortex_shared.settings import from_environment
 
 from cortex_monitor.main import monitor
 from cortex_monitor.settings import Settings
@@ -9,7 +10,7 @@ from cortex_monitor.settings import Settings
 
 def main() -> None:
     """Run the monitor until a signal."""
-    settings = Settings()
+    settings = from_environment(Settings)
     logs.configure(settings.log, service="monitor")
     run(lambda: monitor(settings))
 

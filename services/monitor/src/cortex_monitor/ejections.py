@@ -1,6 +1,6 @@
 """What gateways saw of each instance, and which instances are out of the table because of it. No I/O."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from cortex_shared.contracts.evidence import GatewayEvidence
@@ -40,6 +40,11 @@ class Ejections:
     def of(self, instance: str) -> Record:
         """What is known of an instance."""
         return self._records.get(instance, _NOTHING)
+
+    @property
+    def records(self) -> Mapping[str, Record]:
+        """What is known of each."""
+        return self._records
 
     def is_out(self, instance: str, now: float) -> bool:
         """Whether it is to be left out of the table."""

@@ -9,6 +9,7 @@ import anyio
 from cortex_shared.bus import Bus
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts.events import Event, event_subject
+from cortex_shared.contracts.external import EndpointObserved
 from cortex_shared.contracts.verdicts import Verdict
 from cortex_shared.errors import Unavailable
 from cortex_shared.logs import get_logger
@@ -107,6 +108,20 @@ def route_event(name: str, model_id: int, *, state: str, endpoints: int) -> Even
         message=f"{name}: {state}, {endpoints} endpoint{'' if endpoints == 1 else 's'}",
         model_id=model_id,
         data={"route": name, "state": state, "endpoints": endpoints},
+    )
+
+
+def endpoint_event(model_id: int, endpoint: EndpointObserved) -> Event:
+    """An external server is otherwise than before."""
+    because = "" if endpoint.reason is None else f": {endpoint.reason.message}"
+    return Event(
+        id=_event_id(),
+        at=utc_now(),
+        kind=f"endpoint.{endpoint.state}",
+        level="warning" if endpoint.state == "failed" else "info",
+        message=f"{endpoint.url} is {endpoint.state}{because}",
+        model_id=model_id,
+        data={"endpoint": endpoint.id, "url": endpoint.url, "state": endpoint.state},
     )
 
 

@@ -33,6 +33,7 @@ _PHASES = (
     "stopped",
     "failed",
 )
+_EXTERNAL = ("starting", "loading", "running", "failed")
 _MIB = 2**20
 
 # Metric, its text, the field of the sample, and what the field is multiplied with.
@@ -106,6 +107,15 @@ class FleetCollector(Collector):
             "cortex_monitor_endpoints_ejected",
             "Instances that gateways cannot connect to, out for a while.",
             value=self._state.ejections.count_out(now),
+        )
+        standings = self._state.external_standings(now)
+        external = Counter[str](standing.state for standing in standings.values())
+        yield _counted(
+            "external_endpoints",
+            "Endpoints that Cortex does not run, by state.",
+            "state",
+            _EXTERNAL,
+            external,
         )
         stands = self._publisher.stands or (0, 0)
         yield GaugeMetricFamily(

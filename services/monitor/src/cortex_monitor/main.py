@@ -2,7 +2,7 @@
 
 from cortex_shared.bus import Bus, Mirror
 from cortex_shared.bus.connection import new_process_name
-from cortex_shared.contracts import observed, routes, telemetry, verdicts
+from cortex_shared.contracts import external, observed, routes, telemetry, verdicts
 from cortex_shared.health import health_app
 from cortex_shared.metrics import Metrics
 from cortex_shared.process import serve
@@ -26,10 +26,11 @@ async def monitor(settings: Settings) -> None:
         observed=Mirror.of_bucket(bus, observed.BUCKET),
         wanted=Mirror.of_bucket(bus, routes.WANTED_BUCKET),
         verdicts=Mirror.of_bucket(bus, verdicts.BUCKET),
+        external=Mirror.of_bucket(bus, external.BUCKET),
     )
     samples = Mirror(bus, telemetry.STREAM, telemetry.SUBJECTS)
     redis = connect_redis(settings.redis.url.get_secret_value())
-    state = FleetState(settings.liveness, settings.ejection)
+    state = FleetState(settings.liveness, settings.ejection, settings.probe)
     metrics = Metrics("monitor")
     writes = metrics.histogram(
         "route_write_seconds", "From hearing of a change to the table in Redis.", _WRITE_BUCKETS
@@ -59,6 +60,7 @@ async def monitor(settings: Settings) -> None:
                 mirrors.observed.run,
                 mirrors.wanted.run,
                 mirrors.verdicts.run,
+                mirrors.external.run,
                 samples.run,
                 watch.run,
             ],

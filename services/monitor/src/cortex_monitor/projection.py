@@ -2,11 +2,22 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from cortex_shared.contracts.external import state_of_all
 from cortex_shared.contracts.observed import Phase
-from cortex_shared.contracts.routes import Endpoint, ExternalEndpoint, Route, RouteWanted, WantedManifest
+from cortex_shared.contracts.routes import (
+    Endpoint,
+    ExternalEndpoint,
+    Route,
+    RouteWanted,
+    Server,
+    WantedManifest,
+)
 from cortex_shared.contracts.verdicts import Verdict
 
+from cortex_monitor import externals
+from cortex_monitor.externals import Standing
 from cortex_monitor.liveness import NEVER
 
 _STATES: list[tuple[str, frozenset[Phase]]] = [
@@ -39,9 +50,15 @@ class Candidate:
 
 
 def project(
-    wanted: Mapping[int, RouteWanted], manifest: WantedManifest | None, candidates: Iterable[Candidate]
+    wanted: Mapping[int, RouteWanted],
+    manifest: WantedManifest | None,
+    candidates: Iterable[Candidate],
+    standings: Mapping[str, Standing],
 ) -> list[Route]:
-    """The routes, by name. Only a manifest that omits a model removes its route."""
+    """The routes, by name. Only a manifest that omits a model removes its route.
+
+    `standings`: of external endpoints, by id.
+    """
     fleet = manifest.fleet if manifest is not None else None
     by_model: dict[int, dict[str, Candidate]] = {}
     for candidate in candidates:
@@ -53,7 +70,7 @@ def project(
         other = of_model.get(candidate.instance)
         if other is None or candidate.generation > other.generation:
             of_model[candidate.instance] = candidate
-    models = _routed(wanted, manifest)
+    models = routed(wanted, manifest)
     # Who came first keeps a name that two models claim; the API refuses such a pair, restores may make it.
     names: dict[str, RouteWanted] = {}
     for model in models:
@@ -64,7 +81,8 @@ def project(
         if names[model.served_model_name] is model:
             aliases = [alias for alias in dict.fromkeys(model.aliases) if alias not in taken]
             taken.update(aliases)
-            routes.append(_route(model, aliases, by_model.get(model.model_id, {}).values()))
+            of_model = by_model.get(model.model_id, {}).values()
+            routes.append(_route(model, aliases, of_model, standings))
     return sorted(routes, key=lambda route: route.name)
 
 
@@ -74,18 +92,24 @@ def _is_placed(wanted: RouteWanted | None, candidate: Candidate) -> bool:
     return placed is None or placed.get(candidate.instance, candidate.node) == candidate.node
 
 
-def _routed(wanted: Mapping[int, RouteWanted], manifest: WantedManifest | None) -> list[RouteWanted]:
+def routed(wanted: Mapping[int, RouteWanted], manifest: WantedManifest | None) -> list[RouteWanted]:
+    """Those that the manifest lists, in the order of their ids; all, when there is no manifest yet."""
     listed = None if manifest is None else set(manifest.models)
     return [wanted[key] for key in sorted(wanted) if listed is None or key in listed]
 
 
-def _route(wanted: RouteWanted, aliases: list[str], candidates: Collection[Candidate]) -> Route:
+def _route(
+    wanted: RouteWanted,
+    aliases: list[str],
+    candidates: Collection[Candidate],
+    standings: Mapping[str, Standing],
+) -> Route:
     if wanted.instances is not None:
         allowed = set(wanted.instances)
         candidates = [candidate for candidate in candidates if candidate.instance in allowed]
     ready = [candidate for candidate in candidates if candidate.phase == "ready" and candidate.endpoint]
     present = [candidate for candidate in ready if candidate.verdict != "lost"]
-    external = [_external(endpoint) for endpoint in wanted.external]
+    external = [_external(endpoint) for endpoint in externals.serving(wanted.external, standings)]
     serving = _serving(present, spare=bool(external))
     endpoints = sorted(
         (candidate.endpoint for candidate in serving if candidate.endpoint),
@@ -99,7 +123,7 @@ def _route(wanted: RouteWanted, aliases: list[str], candidates: Collection[Candi
         engine=wanted.engine,
         created=wanted.created,
         context_length=wanted.context_length,
-        state=_state(wanted, candidates, len(present), bool(external)),
+        state=_state(wanted, candidates, len(present), standings),
         policy=wanted.policy,
         endpoints=[*external, *endpoints],
     )
@@ -120,11 +144,18 @@ def _serving(present: list[Candidate], *, spare: bool) -> list[Candidate]:
     return [max(accused, key=lambda candidate: (candidate.answered_at, candidate.instance))]
 
 
-def _state(wanted: RouteWanted, candidates: Collection[Candidate], present: int, external: bool) -> str:
+def _state(
+    wanted: RouteWanted,
+    candidates: Collection[Candidate],
+    present: int,
+    standings: Mapping[str, Standing],
+) -> str:
+    if wanted.external:
+        return state_of_all([standings.get(e.id, externals.UNKNOWN).state for e in wanted.external])
     staying = sum(candidate.phase not in ("stopping", "stopped") for candidate in candidates)
     count = len(wanted.instances) if wanted.instances is not None else staying
-    if present or external:
-        return "running" if present >= count or external else "degraded"
+    if present:
+        return "running" if present >= count else "degraded"
     phases = {candidate.phase for candidate in candidates}
     for state, of_state in _STATES:
         if phases & of_state:
@@ -133,13 +164,11 @@ def _state(wanted: RouteWanted, candidates: Collection[Candidate], present: int,
 
 
 def _external(endpoint: ExternalEndpoint) -> Endpoint:
-    return Endpoint(
-        instance=endpoint.id,
-        url=endpoint.url,
-        weight=endpoint.weight,
-        model=endpoint.model,
-        key=endpoint.key,
-    )
+    return Endpoint(instance=endpoint.id, external=True, **_server(endpoint))
+
+
+def _server(server: Server) -> dict[str, Any]:
+    return {name: getattr(server, name) for name in Server.model_fields}
 
 
 def wanted_from(route: Route) -> RouteWanted:
@@ -155,13 +184,7 @@ def wanted_from(route: Route) -> RouteWanted:
         context_length=route.context_length,
         policy=route.policy,
         external=[
-            ExternalEndpoint(
-                id=endpoint.instance,
-                url=endpoint.url,
-                weight=endpoint.weight,
-                model=endpoint.model,
-                key=endpoint.key,
-            )
+            ExternalEndpoint(id=endpoint.instance, **_server(endpoint))
             for endpoint in route.endpoints
             if endpoint.node is None
         ],

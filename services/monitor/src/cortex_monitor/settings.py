@@ -1,7 +1,7 @@
 """What can be set on the monitor: addresses, and the times by which it judges nodes and endpoints."""
 
 from cortex_shared.settings import HttpSettings, RedisSettings, ServiceSettings
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
 
 class LivenessSettings(BaseModel):
@@ -40,6 +40,28 @@ class EjectionSettings(BaseModel):
     last_seconds: float = Field(default=60, gt=0, description="The longest time out.")
 
 
+class ProbeSettings(BaseModel):
+    """How servers that Cortex does not run are looked at."""
+
+    interval_seconds: float = Field(
+        default=5,
+        gt=0,
+        description="Between two looks at a server, give or take a fifth: short enough to be believed, and"
+        " seldom enough for servers that are paid for or limit rates.",
+    )
+    confirm_seconds: float = Field(
+        default=1, gt=0, description="Until the second look, when a server that ran does not answer."
+    )
+    failures_max: int = Field(
+        default=2, ge=1, description="Looks in a row that fail before a server that ran counts as failed."
+    )
+    timeout_seconds: float = Field(default=5, gt=0, description="For one answer, connecting included.")
+    at_once_max: int = Field(default=32, ge=1, description="Looks under way at a time.")
+    proof_seconds: float = Field(
+        default=10, gt=0, description="How long an answer to a gateway outweighs looks that fail."
+    )
+
+
 class LeaseSettings(BaseModel):
     """Which of several monitors writes."""
 
@@ -55,6 +77,12 @@ class Settings(ServiceSettings):
     liveness: LivenessSettings = LivenessSettings()
     ejection: EjectionSettings = EjectionSettings()
     lease: LeaseSettings = LeaseSettings()
+    probe: ProbeSettings = ProbeSettings()
+    engine_secret: SecretStr = Field(
+        default=SecretStr(""),
+        description="Fleet secret, with which keys of external servers are read to look at those servers; "
+        "without it a server that demands its key counts as running.",
+    )
     settle_seconds: float = Field(
         default=4,
         ge=0,

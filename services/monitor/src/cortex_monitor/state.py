@@ -5,15 +5,17 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from cortex_shared.contracts.evidence import GatewayEvidence
+from cortex_shared.contracts.external import ExternalObserved
 from cortex_shared.contracts.observed import InstanceObserved, NodeObserved
 from cortex_shared.contracts.routes import Endpoint, Route, RouteWanted, RoutingTable, WantedManifest
 from cortex_shared.contracts.verdicts import NodeVerdict
 from cortex_shared.logs import get_logger
 
 from cortex_monitor.ejections import Ejections
+from cortex_monitor.externals import Externals, Standing
 from cortex_monitor.liveness import NEVER, Judgement, NodeFacts, judge
-from cortex_monitor.projection import Candidate, project, wanted_from
-from cortex_monitor.settings import EjectionSettings, LivenessSettings
+from cortex_monitor.projection import Candidate, project, routed, wanted_from
+from cortex_monitor.settings import EjectionSettings, LivenessSettings, ProbeSettings
 
 _log = get_logger("state")
 
@@ -51,8 +53,11 @@ class Node:
 class FleetState:
     """Folds what is heard; gives verdicts and routes. `now` is monotonic seconds everywhere."""
 
-    def __init__(self, liveness: LivenessSettings, ejection: EjectionSettings) -> None:
+    def __init__(
+        self, liveness: LivenessSettings, ejection: EjectionSettings, probe: ProbeSettings | None = None
+    ) -> None:
         self._rules = liveness
+        self.externals = Externals(probe or ProbeSettings())
         self.ejections = Ejections(ejection)
         self.nodes: dict[str, Node] = {}
         self.wanted: dict[int, RouteWanted] = {}
@@ -92,6 +97,7 @@ class FleetState:
         """Take in a wanted route; True if it is news."""
         changed = self.wanted.get(wanted.model_id) != wanted
         self.wanted[wanted.model_id] = wanted
+        self._known.update(endpoint.id for endpoint in wanted.external)
         return changed
 
     def fold_manifest(self, manifest: WantedManifest, *, present: Collection[int] = ()) -> bool:
@@ -112,6 +118,18 @@ class FleetState:
     def fold_evidence(self, evidence: GatewayEvidence, now: float) -> bool:
         """Take in what a gateway saw; True if an endpoint goes out or comes back."""
         return self.ejections.fold(evidence, now, known=self._known.__contains__)
+
+    def follow_externals(self, wall: datetime) -> bool:
+        """Watch the external servers that are wanted now; True if any is to be looked at anew."""
+        return self.externals.follow(routed(self.wanted, self.manifest), wall)
+
+    def external_standings(self, now: float) -> dict[str, Standing]:
+        """How each external endpoint stands."""
+        return self.externals.standings(self.ejections.records, now)
+
+    def external_observed(self, now: float, wall: datetime) -> Iterator[ExternalObserved]:
+        """What is to be told of external servers, by model."""
+        return self.externals.observed(self.ejections.records, now, wall)
 
     def fold_verdict(self, verdict: NodeVerdict) -> None:
         """Take in a verdict of an earlier monitor on a node not heard yet: who was lost stays lost."""
@@ -181,7 +199,7 @@ class FleetState:
 
     def routes(self, now: float) -> list[Route]:
         """The table as it should be now."""
-        return project(self.wanted, self.manifest, self._candidates(now))
+        return project(self.wanted, self.manifest, self._candidates(now), self.external_standings(now))
 
     def _facts(self, node: Node) -> NodeFacts:
         records = [self.ejections.of(instance) for instance in node.instances()]
@@ -234,6 +252,7 @@ class FleetState:
 
     def _index(self) -> None:
         self._known = {instance for node in self.nodes.values() for instance in node.instances()}
+        self._known.update(endpoint.id for wanted in self.wanted.values() for endpoint in wanted.external)
 
 
 def _relevant(observed: NodeObserved) -> list[tuple[object, ...]]:

@@ -10,6 +10,7 @@ from cortex_shared.bus import Bus, Mirror, Msg
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts import evidence
 from cortex_shared.contracts.evidence import GatewayEvidence
+from cortex_shared.contracts.external import ExternalObserved
 from cortex_shared.contracts.observed import NodeObserved
 from cortex_shared.contracts.routes import WANTED_MANIFEST, Route, RouteWanted, RoutingTable, WantedManifest
 from cortex_shared.contracts.verdicts import LEASE
@@ -18,9 +19,12 @@ from cortex_shared.logs import get_logger
 from cortex_shared.routing_store import RoutingStore
 
 from cortex_monitor.doors import Doors
-from cortex_monitor.event_log import EventLog, fleet_event, route_event, verdict_event
+from cortex_monitor.event_log import EventLog, endpoint_event, fleet_event, route_event, verdict_event
+from cortex_monitor.external_writer import ExternalWriter
+from cortex_monitor.externals import Standing
 from cortex_monitor.lease import Lease
 from cortex_monitor.liveness import Judgement
+from cortex_monitor.prober import Prober
 from cortex_monitor.publisher import Offer, Publisher
 from cortex_monitor.settings import Settings
 from cortex_monitor.state import FleetState, Node
@@ -44,6 +48,7 @@ class Mirrors:
     observed: Mirror
     wanted: Mirror
     verdicts: Mirror
+    external: Mirror
 
 
 class Watch:
@@ -78,11 +83,23 @@ class Watch:
         self._pulse_at = -math.inf
         self._hearing = False
         self._frozen = 0
+        self._standings: dict[str, Standing] = {}
         self.lease = Lease(bus, mirrors.verdicts, store, settings.lease, name=name)
         self.publisher = Publisher(store, self.lease, on_adopt=self._adopt, on_write=self._wrote)
         self._verdicts = VerdictWriter(bus, mirrors.verdicts, state, self.lease)
         self._events = EventLog(bus, name=name)
         self._doors = Doors(state)
+        self._external_writer = ExternalWriter(
+            bus, mirrors.external, state, self.lease, on_change=self._tell_external
+        )
+        self._prober = Prober(
+            state.externals,
+            settings.probe,
+            fleet_secret=settings.engine_secret.get_secret_value(),
+            held=lambda: self.lease.held,
+            found=self._found_external,
+        )
+        self.lease.on_change(self._prober.wake)
         mirrors.observed.on_change(self._observed_changed)
         mirrors.wanted.on_change(self._wanted_changed)
         mirrors.verdicts.on_change(self._verdicts_changed)
@@ -95,11 +112,14 @@ class Watch:
             group.start_soon(self._verdicts.run)
             group.start_soon(self._events.run)
             group.start_soon(self._doors.run)
+            group.start_soon(self._external_writer.run)
+            group.start_soon(self._prober.run)
             group.start_soon(self._bus.listen, evidence.SUBJECTS, self._heard_gateway)
             await self._look()
 
     async def _look(self) -> None:
-        for mirror in (self._mirrors.observed, self._mirrors.wanted, self._mirrors.verdicts):
+        mirrors = self._mirrors
+        for mirror in (mirrors.observed, mirrors.wanted, mirrors.verdicts, mirrors.external):
             await mirror.wait_synced()
         self._began_at = ticked_at = time.monotonic()
         self._fold(ticked_at)
@@ -116,6 +136,7 @@ class Watch:
                 self._judge(now)
             if due:
                 ticked_at = now
+                self._judge_externals(now)
                 if now - forgot_at > _FORGET_SECONDS:
                     forgot_at = now
                     self._state.forget(self._mirrors.observed.entries.keys())
@@ -184,6 +205,7 @@ class Watch:
         self._settled_at = now
         self._state.adopt(table, now)
         self._load_verdicts()
+        self._follow_externals()
 
     def _fold_wanted(self) -> bool:
         # Wishes are few and change seldom: all are looked at each time, the manifest first.
@@ -202,7 +224,34 @@ class Watch:
                 changed |= self._state.fold_wanted(RouteWanted.decode(entry.data))
             except InvalidInput as error:
                 _log.error("wanted.unreadable", key=key, error=error.message)
+        self._follow_externals()
         return changed
+
+    def _follow_externals(self) -> None:
+        if self._state.follow_externals(utc_now()):
+            self._state.externals.seed(self._external_writer.stored())
+            self._prober.wake()
+
+    def _judge_externals(self, now: float) -> None:
+        """Time alone changes how they stand: what gateways saw is evidence for a while."""
+        standings = self._state.external_standings(now)
+        if standings != self._standings:
+            self._standings = standings
+            self._note_change()
+        self._external_writer.tell(now)
+
+    def _found_external(self, ident: str, well: bool, news: bool) -> None:
+        now = time.monotonic()
+        if (well and self._state.ejections.ready(ident, "", now)) or news:
+            self._note_change()
+            self._wake.set()
+            self._external_writer.tell(now)
+
+    def _tell_external(self, found: ExternalObserved, before: ExternalObserved | None) -> None:
+        known = {} if before is None else {endpoint.id: endpoint.state for endpoint in before.endpoints}
+        for endpoint in found.endpoints:
+            if endpoint.state != "starting" and endpoint.state != known.get(endpoint.id, "starting"):
+                self._events.add_route(endpoint_event(found.model_id, endpoint))
 
     def _fold_observed(self, key: str, now: float, *, heard: bool) -> bool:
         entry = self._mirrors.observed.entries.get(key)

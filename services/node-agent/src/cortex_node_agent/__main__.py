@@ -11,7 +11,7 @@ import anyio
 from cortex_shared import logs
 from cortex_shared.errors import CortexError
 from cortex_shared.process import run
-from pydantic import ValidationError
+from cortex_shared.settings import from_environment
 
 from cortex_node_agent.main import main as agent_main
 from cortex_node_agent.settings import Settings
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _stop(words[1:]) if words[:1] == ["stop-engines"] else _serve(words)
-    except (CortexError, ValidationError) as error:
+    except CortexError as error:
         return _fail(error)
     except BaseExceptionGroup as group:
         # A part that cannot go on takes the others with it, in a task group.
@@ -68,7 +68,7 @@ def _program(text: str) -> tuple[str, str]:
 
 
 def _settings(flags: argparse.Namespace) -> Settings:
-    settings = Settings()
+    settings = from_environment(Settings)
     agent: dict[str, Any] = {
         "node": flags.node,
         "address": flags.address,
@@ -105,10 +105,9 @@ def _stop(words: Sequence[str]) -> int:
     return 0
 
 
-def _fail(error: CortexError | ValidationError) -> int:
-    text = error.message if isinstance(error, CortexError) else str(error)
-    remedy = f" ({error.remedy})" if isinstance(error, CortexError) and error.remedy else ""
-    sys.stderr.write(f"cortex-node-agent: {text}{remedy}\n")
+def _fail(error: CortexError) -> int:
+    remedy = f" ({error.remedy})" if error.remedy else ""
+    sys.stderr.write(f"cortex-node-agent: {error.message}{remedy}\n")
     return 1
 
 

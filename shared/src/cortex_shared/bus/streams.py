@@ -4,7 +4,7 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfi
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
-from cortex_shared.contracts import commands, events, observed, routes, telemetry, usage, verdicts
+from cortex_shared.contracts import commands, events, external, observed, routes, telemetry, usage, verdicts
 
 _HOUR = 3600.0
 _DAY = 24 * _HOUR
@@ -75,6 +75,7 @@ def _streams() -> list[StreamConfig]:
         _bucket(observed.BUCKET),
         _bucket(routes.WANTED_BUCKET),
         _bucket(verdicts.BUCKET),
+        _bucket(external.BUCKET),
     ]
 
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, JsonValue
 
 from cortex_shared.contracts.base import Contract, Message
 
@@ -14,7 +14,7 @@ WANTED_MANIFEST = "_manifest"
 # whole routing table; a kind of engine that they do not know is to be treated like "openai".
 type Task = Literal["chat", "completion", "embedding", "rerank"]
 type EngineKind = Literal["vllm", "llamacpp", "openai"]
-type Balance = Literal["least", "prefix", "round_robin"]
+type Balance = Literal["least", "prefix", "session", "round_robin"]
 
 
 class TimeLimits(Contract):
@@ -26,24 +26,61 @@ class TimeLimits(Contract):
     total_seconds: float = Field(default=3600, gt=0)
 
 
-class RoutePolicy(Contract):
-    """How requests to a route are spread and bounded. `concurrency` is per endpoint; 0: no cap."""
+class Split(Contract):
+    """A share of a route's requests that goes to another route: a canary, or a step of a migration.
 
-    balance: Balance = "least"
+    `share` is of 1. Who is sent there stays there: it is a share of sessions where requests name one, else of
+    conversations.
+    """
+
+    to: str
+    share: float = Field(ge=0, le=1)
+
+
+class RoutePolicy(Contract):
+    """How requests to a route are spread and bounded.
+
+    `concurrency` is per endpoint, over all gateways; 0: no cap. `reserve` is the share of those slots that a
+    class of priority leaves to each class above it. `fallbacks` are served names that are tried in turn,
+    before any content, when no endpoint of this route can answer. `strict`: parameters that the engine does
+    not have are refused instead of passed over. `defaults` are request fields for clients that give none.
+    """
+
+    balance: str = "least"  # a Balance, or one of a later version
     concurrency: int = Field(default=0, ge=0)
     queue_max: int = Field(default=1024, ge=0)
     queue_seconds: float = Field(default=60, gt=0)
+    reserve: float = Field(default=0.1, ge=0, le=0.5)
+    fallbacks: list[str] = Field(default_factory=list[str])
+    splits: list[Split] = Field(default_factory=list[Split])
+    strict: bool = False
+    defaults: dict[str, JsonValue] = Field(default_factory=dict[str, JsonValue])
     limits: TimeLimits = TimeLimits()
 
 
-class ExternalEndpoint(Contract):
-    """An engine that Cortex does not run. `secret` names the key that the gateway must present."""
+class Server(Contract):
+    """Where an engine is reached, and how.
 
-    id: str
+    `sealed_key` is the key to present, encrypted for this very address and these very TLS settings (see
+    cortex_shared.endpoint_keys); `key` is the same in the clear, for tables that never leave their host.
+    `tls_verify` False: any certificate will do. `ca`: PEM text of the certificates to trust instead of the
+    system's. `health_path`: what the monitor asks for; None: the list of models.
+    """
+
     url: str
     weight: float = 1
     model: str | None = None
-    key: str | None = None
+    key: str | None = Field(default=None, repr=False)
+    sealed_key: str | None = Field(default=None, repr=False)
+    tls_verify: bool = True
+    ca: str | None = Field(default=None, repr=False)
+    health_path: str | None = None
+
+
+class ExternalEndpoint(Server):
+    """An engine that Cortex does not run; `id` stays the same as long as its address does."""
+
+    id: str
 
 
 class RouteWanted(Message):
@@ -76,15 +113,15 @@ class WantedManifest(Message):
     models: list[int]
 
 
-class Endpoint(Contract):
-    """One engine. The gateway presents `key` if given, else the key derived from `instance`."""
+class Endpoint(Server):
+    """One engine. The gateway presents `key` or `sealed_key` if given.
+
+    If not, it presents the key derived from `instance`; to an `external` one, that Cortex does not run, none.
+    """
 
     instance: str
     node: str | None = None
-    url: str
-    weight: float = 1
-    model: str | None = None
-    key: str | None = Field(default=None, repr=False)
+    external: bool = False
 
 
 class Route(Contract):

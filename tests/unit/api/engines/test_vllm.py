@@ -1,4 +1,4 @@
-"""vLLM: settings to `vllm serve`, refusals, estimates; and external servers."""
+"""vLLM: settings to `vllm serve`, refusals, estimates."""
 
 from typing import Any
 
@@ -130,32 +130,6 @@ def test_estimates() -> None:
     assert fixed.gpu_need_mib(1_000_000) == 8192 + 1024 + 1024
     on_host = ENGINE.estimate(spec({"kv_cache_memory_bytes": 2**30}), folder, 0)
     assert on_host.host_mib == 8192 + 1024 + 1500
-
-
-def test_external_servers_are_routed_to() -> None:
-    model = spec(
-        {"endpoints": [{"url": "https://a:8000/v1/", "model": "m", "key_name": "k"}, {"url": "http://b"}]},
-        engine="external",
-    )
-    check(model)
-    first, second = ENGINES["external"].external(model)
-    assert (first.url, first.model, first.key) == ("https://a:8000", "m", "k")
-    assert first.id != second.id
-    assert ENGINES["external"].program is None
-
-
-@pytest.mark.parametrize(
-    "url", ["ftp://a", "a:8000", "http://", "http://u:p@a", "http://a?x=1", "http://a:99999"]
-)
-def test_external_addresses_are_checked(url: str) -> None:
-    with pytest.raises(InvalidInput) as caught:
-        parse_settings("external", {"endpoints": [{"url": url}]})
-    assert caught.value.field == "endpoints.0.url"
-
-
-def test_external_addresses_are_listed_once() -> None:
-    with pytest.raises(InvalidInput):
-        check(spec({"endpoints": [{"url": "http://a"}, {"url": "http://a/"}]}, engine="external"))
 
 
 def test_unknown_engine() -> None:

@@ -30,7 +30,14 @@ _LLAMACPP: dict[str, Any] = {
     "threads": st.none() | st.integers(1, 8),
 }
 _VLLM: dict[str, Any] = {"tp_size": st.sampled_from([1, 2, 4]), "enforce_eager": st.booleans()}
-_ENDPOINT = {"url": "http://a:1", "model": None, "key_name": None, "weight": 1.0}
+_ENDPOINT = {
+    "url": "http://a:1",
+    "model": None,
+    "weight": 1.0,
+    "health_path": None,
+    "tls_verify": True,
+    "ca_certificate": None,
+}
 # What an engine must be given, and what it may be given.
 _ENGINES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"engine_type": "llamacpp", "local_path": "a/b.gguf"}, _LLAMACPP),

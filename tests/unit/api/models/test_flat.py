@@ -147,7 +147,7 @@ def test_settings_that_this_release_does_not_know_are_shown_not_hidden() -> None
         def problem_of(self, model_id: int) -> None: ...
 
     mirror = Mirror.of_bucket(Bus(NatsSettings(), name="t"), "none")
-    views = ModelViews(Observations(mirror, mirror), cast("Hinted", Nobody()))
+    views = ModelViews(Observations(mirror, mirror, mirror), cast("Hinted", Nobody()))
     shown = views.flat(row, [])
     assert shown["from_the_future"] == 1
     assert "from_the_future" in shown["state_reason"]["message"]

@@ -1,12 +1,15 @@
 """A model's state as a function of its instances."""
 
+from datetime import UTC, datetime
 from itertools import product
 from typing import cast
 
 import pytest
 from cortex_api.models.state import Replica, state_of
+from cortex_shared.contracts.external import EndpointObserved
 from cortex_shared.contracts.observed import Phase, Reason
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 PROBLEM = Reason(code="no_node", message="no node can run it", remedy="add one")
 CAUSE = Reason(code="exited", message="it ended", remedy="read the log")
 
@@ -66,9 +69,29 @@ def test_what_runs_an_older_generation_serves_but_is_not_what_is_wanted() -> Non
     assert "before" in reason.message
 
 
-def test_an_external_model_runs_when_it_is_wanted() -> None:
-    assert state_of("running", 1, [], None, external=True)[0] == "running"
-    assert state_of("stopped", 1, [], None, external=True)[0] == "stopped"
+def test_an_external_model_is_as_its_endpoints_are() -> None:
+    def state(*states: str, desired: str = "running") -> tuple[str, str | None]:
+        found = [
+            EndpointObserved(
+                id=f"e{number}",
+                url="http://e",
+                state=state.removesuffix("!"),
+                since=NOW,
+                reason=Reason(code=state, message="") if state.endswith("!") else None,
+            )
+            for number, state in enumerate(states)
+        ]
+        shown, reason = state_of(desired, 1, [], None, external=found)
+        return shown, None if reason is None else reason.code
+
+    assert state("running") == ("running", None)
+    assert state("running", "running!") == ("running", "running!")
+    assert state("running!", "failed!") == ("degraded", "failed!")
+    assert state("running", "starting") == ("degraded", None)
+    assert state("starting", "failed!") == ("starting", "failed!")
+    assert state("loading", "failed!") == ("loading", "failed!")
+    assert state("failed!", "failed!") == ("failed", "failed!")
+    assert state("failed!", desired="stopped") == ("stopped", None)
 
 
 def test_running_needs_enough_ready_ones_whatever_else_there_is() -> None:

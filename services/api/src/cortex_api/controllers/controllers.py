@@ -12,11 +12,13 @@ from cortex_shared.errors import InvalidInput, Unavailable
 from cortex_shared.logs import get_logger
 from cortex_shared.redis_connection import Redis
 
+from cortex_api.controllers.budgets import BudgetSeeder
 from cortex_api.controllers.election import Election
 from cortex_api.controllers.hints import SUBJECT, Hint
 from cortex_api.controllers.keyring import KeyringProjection
 from cortex_api.controllers.leader import Leadership
 from cortex_api.controllers.problems import HeardProblems
+from cortex_api.controllers.sealing import Sealer
 from cortex_api.controllers.secrets import SecretsService
 from cortex_api.controllers.usage import UsageCounter
 from cortex_api.db.session import Database
@@ -57,6 +59,8 @@ class Controllers:
         self._emit = emit
         self._leadership = Leadership(database_url)
         self._keyring = KeyringProjection(database, redis)
+        self._budgets = BudgetSeeder(database, redis)
+        self._sealer = Sealer(secret_box, engine_secret)
         self._secrets = SecretsService(bus, database, secret_box, engine_secret)
         self._usage = UsageCounter(bus, database)
         self._heard_problems = HeardProblems(bus)
@@ -71,6 +75,7 @@ class Controllers:
         return [
             self._run_leadership,
             self._keyring.run,
+            self._budgets.run,
             self._secrets.run,
             self._usage.run,
             self._hear_hints,
@@ -110,6 +115,7 @@ class Controllers:
     def hint_keys(self) -> None:
         """Look at the keys; returns at once."""
         self._keyring.hint()
+        self._budgets.hint()
 
     def problem_of(self, model_id: int) -> Reason | None:
         """Why the model could not be placed when it was last tried: the elected process tells the others."""
@@ -130,7 +136,14 @@ class Controllers:
 
     async def _lead(self) -> None:
         await self._database.wait_ready()
-        election = Election(self._bus, self._database, self._observations, self._emit, self._leadership.check)
+        election = Election(
+            self._bus,
+            self._database,
+            self._observations,
+            self._emit,
+            self._sealer,
+            self._leadership.check,
+        )
         self._election = election
         try:
             await election.run()

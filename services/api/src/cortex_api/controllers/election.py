@@ -19,6 +19,7 @@ from cortex_api.controllers.leader import Fence
 from cortex_api.controllers.models import ModelController
 from cortex_api.controllers.problems import tell
 from cortex_api.controllers.publish import Publisher
+from cortex_api.controllers.sealing import Sealer
 from cortex_api.controllers.wanted import WantedRoutes
 from cortex_api.db.session import Database
 from cortex_api.observations import Observations
@@ -44,6 +45,7 @@ class Election:
         database: Database,
         observations: Observations,
         emit: Callable[[list[Event]], None],
+        sealer: Sealer,
         check: Fence,
     ) -> None:
         """`check` raises Unavailable in a transaction when this process is no longer elected."""
@@ -55,7 +57,9 @@ class Election:
         self._desired = Desired()
         publisher = Publisher(bus, database, self._commands, self._desired, observations.node, check)
         self._publisher = publisher
-        self._wanted = WantedRoutes(bus, database, self._wanted_mirror, self._desired, self._orphans, check)
+        self._wanted = WantedRoutes(
+            bus, database, self._wanted_mirror, self._desired, self._orphans, sealer, check
+        )
         self._models = ModelController(
             database,
             observations,

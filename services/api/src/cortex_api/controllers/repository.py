@@ -190,6 +190,7 @@ def _model(row: Model) -> ModelRow:
         created_at=row.created_at,
         spec=spec,
         unreadable=unreadable,
+        endpoint_keys=dict(row.endpoint_keys),
     )
 
 

@@ -1,6 +1,7 @@
 """Rows as the controllers see them: frozen, typed, apart from the session that read them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -22,7 +23,10 @@ class FleetRow:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model. `spec` is None when its settings cannot be read, and `unreadable` says why."""
+    """A model. `spec` is None when its settings cannot be read, and `unreadable` says why.
+
+    `endpoint_keys`: of servers that others run, by address, encrypted.
+    """
 
     id: int
     name: str
@@ -34,6 +38,7 @@ class ModelRow:
     created_at: datetime
     spec: ModelSpec | None
     unreadable: Reason | None = None
+    endpoint_keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,13 @@ from collections.abc import Callable
 from cortex_shared.bus import Bus, Entry, Mirror
 from cortex_shared.bus.streams import bucket_stream, bucket_subject
 from cortex_shared.contracts.base import Message
-from cortex_shared.contracts.routes import WANTED_BUCKET, WANTED_MANIFEST, RouteWanted, WantedManifest
+from cortex_shared.contracts.routes import (
+    WANTED_BUCKET,
+    WANTED_MANIFEST,
+    ExternalEndpoint,
+    RouteWanted,
+    WantedManifest,
+)
 from cortex_shared.errors import Conflict, InvalidInput, Unavailable
 from cortex_shared.reconcile import Again
 
@@ -13,6 +19,7 @@ from cortex_api.controllers import repository
 from cortex_api.controllers.desired import Desired
 from cortex_api.controllers.leader import Fence
 from cortex_api.controllers.rows import InstanceRow, ModelRow
+from cortex_api.controllers.sealing import Sealer
 from cortex_api.db.session import Database
 from cortex_api.engines import engine_of
 
@@ -29,6 +36,7 @@ class WantedRoutes:
         mirror: Mirror,
         desired: Desired,
         orphans: Callable[[], set[str]],
+        sealer: Sealer,
         check: Fence,
     ) -> None:
         """`orphans`: ids of instances that run though no row knows them; raises Unavailable. `check`: see
@@ -36,6 +44,7 @@ class WantedRoutes:
         """
         self._check = check
         self._orphans = orphans
+        self._sealer = sealer
         self._bus = bus
         self._database = database
         self._mirror = mirror
@@ -46,7 +55,7 @@ class WantedRoutes:
         if not self._mirror.synced:
             raise Unavailable("the wanted routes have not been read yet", code="bus.not_synced")
         routes = {
-            str(model.id): route_wanted(model, self._desired.rows_of(model.id))
+            str(model.id): route_wanted(model, self._desired.rows_of(model.id), self._external(model))
             for model in self._desired.models.values()
             if model.running and not model.deleting and model.spec is not None
         }
@@ -63,6 +72,11 @@ class WantedRoutes:
         except Conflict:
             return Again(_CONFLICT_SECONDS)
         return None
+
+    def _external(self, model: ModelRow) -> list[ExternalEndpoint]:
+        entry = self._mirror.entries.get(str(model.id))
+        standing = None if entry is None else _decoded(entry)
+        return self._sealer.external(model, [] if standing is None else standing.external)
 
     def _of_orphans(self) -> set[str]:
         """Keys of models that no row knows, but whose engines run: nobody stopped them."""
@@ -112,13 +126,20 @@ class WantedRoutes:
 
 
 def _instances(entry: Entry) -> list[str]:
+    standing = _decoded(entry)
+    return [] if standing is None else standing.instances or []
+
+
+def _decoded(entry: Entry) -> RouteWanted | None:
     try:
-        return RouteWanted.decode(entry.data).instances or []
+        return RouteWanted.decode(entry.data)
     except InvalidInput:
-        return []
+        return None
 
 
-def route_wanted(model: ModelRow, rows: tuple[InstanceRow, ...]) -> RouteWanted:
+def route_wanted(
+    model: ModelRow, rows: tuple[InstanceRow, ...], external: list[ExternalEndpoint]
+) -> RouteWanted:
     """A running model's route; instances that are to stop are not listed."""
     assert model.spec is not None
     engine = engine_of(model.spec.engine_type)
@@ -128,11 +149,11 @@ def route_wanted(model: ModelRow, rows: tuple[InstanceRow, ...]) -> RouteWanted:
         served_model_name=model.served_model_name,
         aliases=list(model.spec.aliases),
         task=model.spec.task,
-        engine=engine.kind,
+        engine=engine.kind(model.spec),
         created=int(model.created_at.timestamp()),
         context_length=engine.context_length(model.spec),
         policy=model.spec.policy,
-        external=engine.external(model.spec),
+        external=external,
         instances=None if engine.program is None else sorted(row.id for row in rows if row.desired == "run"),
         placed=None if engine.program is None else {row.id: row.node for row in rows if row.desired == "run"},
     )

@@ -65,6 +65,8 @@ class Model(SQLModel, table=True):
     placement: dict[str, Any] = Field(default_factory=dict, sa_column=_document("{}"))
     policy: dict[str, Any] = Field(default_factory=dict, sa_column=_document("{}"))
     hf_token_encrypted: bytes | None = Field(default=None, sa_column=Column(LargeBinary, nullable=True))
+    # Of servers that others run: address -> the key to present there, encrypted.
+    endpoint_keys: dict[str, str] = Field(default_factory=dict, sa_column=_document("{}"))
     desired_state: str = "stopped"
     # Deleted as soon as its instances are gone (a delete that was asked to stop it first).
     deleting: bool = False
@@ -142,7 +144,15 @@ class Usage(SQLModel, table=True):
     """One counted request; the primary key makes counting exact."""
 
     __tablename__: ClassVar[Any] = "usage"
-    __table_args__ = (Index("usage_by_time", "started_at"), Index("usage_by_key", "key_id", "started_at"))
+    __table_args__ = (
+        # Holds all that sums of tokens read, so that they need not look at the rows.
+        Index(
+            "usage_tokens_by_time",
+            "started_at",
+            postgresql_include=["key_id", "prompt_tokens", "completion_tokens"],
+        ),
+        Index("usage_by_key", "key_id", "started_at"),
+    )
 
     request_id: str = Field(primary_key=True)
     started_at: datetime = Field(sa_column=_moment())

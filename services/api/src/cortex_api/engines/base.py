@@ -136,11 +136,6 @@ class Engine(Protocol):
         ...
 
     @property
-    def kind(self) -> EngineKind:
-        """What the gateway is told of how to speak to it."""
-        ...
-
-    @property
     def program(self) -> str | None:
         """Name of the program that a node must have; None: Cortex runs nothing for it."""
         ...
@@ -150,8 +145,17 @@ class Engine(Protocol):
         """Its settings' class."""
         ...
 
+    @property
+    def answer(self) -> type[EngineSettings]:
+        """The same with what is answered beside them."""
+        ...
+
     def check(self, spec: ModelSpec) -> None:
         """Raise InvalidInput when the settings do not fit each other, the task or the mode."""
+        ...
+
+    def kind(self, spec: ModelSpec) -> EngineKind:
+        """What the gateway is told of how to speak to it."""
         ...
 
     def gpu_counts(self, spec: ModelSpec, node_gpus: int) -> tuple[int, ...]:
@@ -179,7 +183,7 @@ class Engine(Protocol):
         ...
 
     def external(self, spec: ModelSpec) -> list[ExternalEndpoint]:
-        """Endpoints that Cortex routes to without running them."""
+        """Endpoints that Cortex routes to without running them; their keys are not in a spec."""
         ...
 
 

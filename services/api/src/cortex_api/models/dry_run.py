@@ -3,7 +3,6 @@
 from cortex_shared.clock import utc_now
 from cortex_shared.contracts.observed import Reason
 from cortex_shared.contracts.plan import Plan
-from cortex_shared.contracts.routes import ExternalEndpoint
 from cortex_shared.contracts.rpc import InspectReply
 from pydantic import BaseModel, Field
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -12,6 +11,7 @@ from cortex_api.engines import engine_of
 from cortex_api.engines.base import Estimate, ModelSpec
 from cortex_api.instances import repository as instances_repository
 from cortex_api.models import repository
+from cortex_api.models.doubts import doubts
 from cortex_api.models.files import NODES_MAX, candidates, file_format, inspect_on
 from cortex_api.models.flat import Document, parse_body
 from cortex_api.models.repository import spec_of
@@ -39,6 +39,15 @@ class DryReplicaOut(BaseModel):
     estimate: EstimateOut
 
 
+class DryEndpointOut(BaseModel):
+    """A server that others run, as it would be routed to."""
+
+    id: str
+    url: str
+    weight: float
+    model: str | None = Field(description="The model's name there; null: the served name.")
+
+
 class DryRun(BaseModel):
     """What a start would do."""
 
@@ -47,7 +56,7 @@ class DryRun(BaseModel):
     estimate: EstimateOut
     refusals: dict[str, Reason] = Field(description="Why nodes take none, by node.")
     reason: Reason | None = Field(description="Why not all replicas can be placed; null: they can.")
-    external: list[ExternalEndpoint] = Field(description="Endpoints that Cortex would route to.")
+    external: list[DryEndpointOut] = Field(description="Endpoints that Cortex would route to.")
     warnings: list[str]
 
 
@@ -67,6 +76,7 @@ async def _run(state: AppState, spec: ModelSpec) -> DryRun:
     files, warnings = await _files(state, spec)
     async with state.database.transaction() as session:
         nodes = await _nodes(state, session, spec, files)
+        warnings += await doubts(session, spec)
     done = dry_run(spec, nodes)
     return DryRun(
         replicas=[
@@ -83,7 +93,10 @@ async def _run(state: AppState, spec: ModelSpec) -> DryRun:
         estimate=_estimate(done.estimate),
         refusals=dict(done.refusals),
         reason=done.reason,
-        external=list(done.external),
+        external=[
+            DryEndpointOut(id=found.id, url=found.url, weight=found.weight, model=found.model)
+            for found in done.external
+        ],
         warnings=warnings,
     )
 

@@ -1,31 +1,12 @@
 """The fields that all models share, whatever their engine."""
 
-from typing import Annotated
-
-from cortex_shared.contracts.routes import RoutePolicy, Task, TimeLimits
+from cortex_shared.contracts.routes import Task
 from cortex_shared.errors import InvalidInput
-from pydantic import ConfigDict, Field, StringConstraints, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from cortex_api.engines.base import Mode, PlacementWish
+from cortex_api.models.policy import PolicyBody, ServedName
 from cortex_api.rest.bodies import Body
-
-type ServedName = Annotated[
-    str, StringConstraints(max_length=256, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$")
-]
-
-
-class TimeLimitsBody(TimeLimits, Body):
-    """Each in seconds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, title="TimeLimits")
-
-
-class PolicyBody(RoutePolicy, Body):
-    """How requests to the model are spread and bounded."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, title="Policy")
-
-    limits: TimeLimitsBody = TimeLimitsBody()  # pyright: ignore[reportIncompatibleVariableOverride] (frozen)
 
 
 class PlacementBody(PlacementWish, Body):

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from cortex_api.engines import ENGINES, parse_settings
 from cortex_api.engines.base import EngineSettings, ModelSpec, PlacementWish
 from cortex_api.models.fields import SharedFields
+from cortex_api.models.policy import check_policy
 from cortex_api.rest.errors import invalid, nearest, unknown_field
 
 _SETTINGS_BYTES_MAX = 256 * 1024
@@ -83,7 +84,7 @@ def parse_body(document: Document) -> ModelBody:
         fields = SharedFields.model_validate(shared)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False)) from error
-    fields.served_names()
+    check_policy(fields.policy, fields.served_names())
     body = ModelBody(fields, parse_settings(engine_type, settings), settings)
     for field, path in _paths(settings):
         _check_path(field, path)

@@ -10,6 +10,7 @@ from cortex_api.db.tables import Instance, Model
 from cortex_api.engines.base import ModelSpec, container_name
 from cortex_api.hints import Hinted
 from cortex_api.instances.view import InstanceViews
+from cortex_api.models.endpoints import observed_of, shown
 from cortex_api.models.flat import Document
 from cortex_api.models.repository import model_id, spec_of
 from cortex_api.models.state import ModelState, state_of
@@ -20,6 +21,7 @@ class ModelViews:
     """Makes answers out of rows, observations and the last placement's problem."""
 
     def __init__(self, observations: Observations, controllers: Hinted) -> None:
+        self._observations = observations
         self._instances = InstanceViews(observations)
         self._controllers = controllers
 
@@ -30,7 +32,7 @@ class ModelViews:
             row.replicas,
             [self._instances.replica(instance, row) for instance in instances],
             self._controllers.problem_of(model_id(row)),
-            external=row.engine_type == "external",
+            external=observed_of(row, self._observations) if row.engine_type == "external" else None,
         )
         if row.deleting:
             reason = Reason(code="deleting", message="the model is deleted when its instances have stopped")
@@ -52,7 +54,12 @@ class ModelViews:
         briefs = [self._instances.brief(instance, row) for instance in instances]
         replicas = [self._instances.replica(instance, row) for instance in instances]
         names = [str(instance.plan.get("container_name") or "") for instance in instances]
+        ready = sum(replica.phase == "ready" for replica in replicas)
         runs_here = row.engine_type != "external"
+        if not runs_here:
+            observed = observed_of(row, self._observations)
+            ready = sum(endpoint.state == "running" for endpoint in observed)
+            settings = {**settings, "endpoints": shown(row, settings.get("endpoints") or [], observed)}
         answer: Document = {
             "id": row.id,
             "name": row.name,
@@ -76,7 +83,7 @@ class ModelViews:
                 (name for name in names if name),
                 container_name(row.engine_type, model_id(row), 0) if runs_here else None,
             ),
-            "ready_replicas": sum(replica.phase == "ready" for replica in replicas),
+            "ready_replicas": ready,
             "created_at": iso(row.created_at),
             "updated_at": iso(row.updated_at),
             "instances": [brief.model_dump(mode="json") for brief in briefs],

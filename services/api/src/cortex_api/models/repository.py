@@ -135,6 +135,20 @@ async def server_of(session: AsyncSession, names: Sequence[str], *, except_id: i
     return (await session.exec(statement.limit(1))).one_or_none()
 
 
+async def policies(session: AsyncSession, *, except_id: int) -> dict[str, RoutePolicy]:
+    """Policies of all other models, by every name of each; an unreadable one counts as empty."""
+    # Of models that share a name the one that runs comes last, and is the one that counts.
+    order = (col(Model.desired_state).desc(), col(Model.id))
+    found: dict[str, RoutePolicy] = {}
+    for row in await session.exec(select(Model).where(Model.id != except_id).order_by(*order)):
+        try:
+            policy = RoutePolicy.model_validate(row.policy)
+        except ValidationError:
+            policy = RoutePolicy()
+        found.update(dict.fromkeys((row.served_model_name, *row.aliases), policy))
+    return found
+
+
 async def wanted_running(session: AsyncSession) -> Sequence[int]:
     """Ids of all models that are to run."""
     return [

@@ -56,7 +56,7 @@ def schemas() -> dict[str, Any]:
             f"ModelCreate{title(kind)}", __base__=(SharedFields, engine.settings), engine_type=tag
         )
         answers[kind] = create_model(
-            f"Model{title(kind)}", __base__=(ModelReadOnly, SharedFields, engine.settings), engine_type=tag
+            f"Model{title(kind)}", __base__=(ModelReadOnly, SharedFields, engine.answer), engine_type=tag
         )
     both = [
         *((kind, "validation") for kind in creates.values()),

@@ -13,6 +13,8 @@ from cortex_api.db.tables import Instance, Model
 from cortex_api.hints import Hints
 from cortex_api.instances import repository as instances_repository
 from cortex_api.models import repository
+from cortex_api.models.doubts import doubts
+from cortex_api.models.endpoints import keys_to_store
 from cortex_api.models.files import check_file
 from cortex_api.models.flat import Document, ModelBody, merge, parse_body
 from cortex_api.models.present import ModelViews
@@ -79,6 +81,7 @@ async def create(
     warnings = await check_file(state.bus, state.observations, body.spec(model_id=0))
     await _check_name(session, body.shared.name, except_id=None)
     await _check_served(session, body.shared.served_names(), except_id=None)
+    warnings += await doubts(session, body.spec(model_id=0))
     row = Model(name="", served_model_name="", task="", engine_type="")
     fill(state, row, body)
     session.add(row)
@@ -113,6 +116,7 @@ async def patch(
     names = body.shared.served_names()
     if names != (row.served_model_name, *row.aliases):
         await _check_served(session, names, except_id=ident)
+    warnings += await doubts(session, body.spec(model_id=ident))
     followed = _followed(row)
     fill(state, row, body)
     if "hf_token" in change and change["hf_token"] is None:
@@ -208,7 +212,7 @@ async def _instances(session: AsyncSession, row: Model) -> Sequence[Instance]:
 
 
 def as_document(row: Model) -> Document:
-    """A stored model as the flat document that would create it, without its token."""
+    """A stored model as the flat document that would create it, without its secrets."""
     document: Document = {
         "name": row.name,
         "served_model_name": row.served_model_name,
@@ -227,8 +231,9 @@ def as_document(row: Model) -> Document:
 
 
 def fill(state: AppState, row: Model, body: ModelBody) -> None:
-    """Write a valid body into a row; a token is encrypted, and kept where the body has none."""
+    """Write a valid body into a row; secrets are encrypted, and kept where the body has none."""
     shared = body.shared
+    row.endpoint_keys = keys_to_store(state.secret_box, row.endpoint_keys, body.settings)
     row.name = shared.name
     row.served_model_name = shared.served_model_name or shared.name
     row.aliases = list(shared.aliases)

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+from cortex_shared.contracts.external import EndpointObserved, state_of_all
 from cortex_shared.contracts.observed import Phase, Reason
 
 type ModelState = Literal["stopped", "starting", "loading", "running", "degraded", "stopping", "failed"]
@@ -26,14 +27,14 @@ def state_of(
     instances: Sequence[Replica],
     problem: Reason | None,
     *,
-    external: bool = False,
+    external: Sequence[EndpointObserved] | None = None,
 ) -> tuple[ModelState, Reason | None]:
-    """State and why. `problem`: why the last placement failed. `external`: Cortex runs nothing for it."""
+    """State and why. `problem`: why the last placement failed. `external`: who serves it if not Cortex."""
     if desired_state == "stopped":
         alive = any(instance.phase not in ("stopped", "failed") for instance in instances)
         return ("stopping" if alive else "stopped"), None
-    if external:
-        return "running", None
+    if external is not None:
+        return _state_of_others(external)
     if replicas == 0:
         return "stopped", Reason(
             code="no_replicas", message="replicas is 0", remedy="set replicas to 1 or more"
@@ -53,6 +54,14 @@ def state_of(
         failed = [instance for instance in instances if instance.phase == "failed"]
         return "failed", _first_reason(failed) or problem
     return "starting", None
+
+
+def _state_of_others(endpoints: Sequence[EndpointObserved]) -> tuple[ModelState, Reason | None]:
+    state = state_of_all([endpoint.state for endpoint in endpoints])
+    # Those that do not run say more than the warnings of those that do.
+    told = sorted(endpoints, key=lambda endpoint: endpoint.state == "running")
+    reason = next((endpoint.reason for endpoint in told if endpoint.reason is not None), None)
+    return cast("ModelState", state), reason
 
 
 def _why_degraded(

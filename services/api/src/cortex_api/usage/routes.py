@@ -22,6 +22,10 @@ async def get_usage(
         Moment | None, Query(alias="from", description="From this time on; default: 30 days before.")
     ] = None,
     end: Annotated[Moment | None, Query(alias="to", description="Before this time; default: now.")] = None,
+    model: Annotated[
+        str | None, Query(max_length=256, description="Only of this model: id, name or served name.")
+    ] = None,
+    key: Annotated[str | None, Query(max_length=128, description="Only of this key: id or name.")] = None,
 ) -> UsageOut:
     """Requests and tokens that gateways counted."""
-    return await service.summed(session, group_by=group_by, start=start, end=end)
+    return await service.summed(session, group_by=group_by, start=start, end=end, model=model, key=key)

@@ -13,16 +13,25 @@ _DAYS = 30
 
 
 async def summed(
-    session: AsyncSession, *, group_by: GroupBy, start: datetime | None, end: datetime | None
+    session: AsyncSession,
+    *,
+    group_by: GroupBy,
+    start: datetime | None,
+    end: datetime | None,
+    model: str | None,
+    key: str | None,
 ) -> UsageOut:
-    """Sums between two times; by default of the last 30 days. Raises InvalidInput."""
+    """Sums between two times; by default of the last 30 days, and of all models and keys.
+
+    Raises InvalidInput.
+    """
     end = end or utc_now()
     start = start or end - timedelta(days=_DAYS)
     if start >= end:
         raise InvalidInput(
             "from is not before to", code="usage.bad_range", field="from", remedy="swap from and to"
         )
-    items = await repository.sums(session, group_by=group_by, start=start, end=end)
+    items = await repository.sums(session, group_by=group_by, start=start, end=end, model=model, key=key)
     if group_by != "day":
         items.sort(key=lambda row: (-row.total_tokens, -row.requests, row.group))
     total = UsageRow(

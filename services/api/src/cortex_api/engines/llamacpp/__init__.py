@@ -21,13 +21,17 @@ class LlamaCpp:
     """llama.cpp; see the protocol Engine."""
 
     engine_type = "llamacpp"
-    kind: EngineKind = "llamacpp"
     program: str | None = plans.PROGRAM
     settings: type[EngineSettings] = LlamaCppSettings
+    answer: type[EngineSettings] = LlamaCppSettings
 
     def check(self, spec: ModelSpec) -> None:
         """Raise InvalidInput when the settings do not fit."""
         plans.check(spec)
+
+    def kind(self, spec: ModelSpec) -> EngineKind:
+        """Always the same."""
+        return "llamacpp"
 
     def gpu_counts(self, spec: ModelSpec, node_gpus: int) -> tuple[int, ...]:
         """As many as tensor_split has shares, else the least that do; none for ngl 0, or auto without any."""

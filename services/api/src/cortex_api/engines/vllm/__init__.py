@@ -19,13 +19,17 @@ class Vllm:
     """vLLM; see the protocol Engine."""
 
     engine_type = "vllm"
-    kind: EngineKind = "vllm"
     program: str | None = plans.PROGRAM
     settings: type[EngineSettings] = VllmSettings
+    answer: type[EngineSettings] = VllmSettings
 
     def check(self, spec: ModelSpec) -> None:
         """Raise InvalidInput when the settings do not fit."""
         plans.check(spec)
+
+    def kind(self, spec: ModelSpec) -> EngineKind:
+        """Always the same."""
+        return "vllm"
 
     def gpu_counts(self, spec: ModelSpec, node_gpus: int) -> tuple[int, ...]:
         """tp_size x pipeline_parallel_size; on a node without GPUs none: its vLLM is one for CPUs.

@@ -1,0 +1,63 @@
+"""The gist of a body: what is left of it without long stretches of text, in which no name can be. Pure."""
+
+from typing import Final
+
+SMALL_BYTES: Final = 16 * 1024
+"""Of no smaller body the gist is worth while."""
+
+_PIECE_BYTES: Final = 4096
+_ESCAPE_BYTES: Final = 6
+_TRIES_MAX: Final = 64
+_BACKSLASH: Final = 0x5C
+
+CUT: Final = b"\xff"
+"""Stands where a stretch was left out. Readers pass over it in texts that nobody wants; as part of a text
+that is wanted it is no UTF-8, and outside of texts no JSON: then the body itself is to be read."""
+
+
+def gist(body: bytes) -> bytes:
+    """A body in JSON → the same with long texts cut short, for a reader that refuses `CUT` where it must.
+
+    An image in base64 may be megabytes, a text a quarter of one: to read them as JSON takes several times as
+    long as to see that they have no quote, and are therefore all within one text, or all outside of texts.
+    """
+    kept: list[bytes] = []
+    end, size = 0, len(body)
+    find = body.find
+    position = _PIECE_BYTES
+    while position + _PIECE_BYTES <= size:
+        piece_end = position + _PIECE_BYTES
+        if find(b'"', position, piece_end) >= 0:
+            position = piece_end
+            continue
+        quote = find(b'"', piece_end)
+        if quote < 0:
+            quote = size
+        start, until = _after_escape(body, position), _before_quote(body, quote)
+        if 0 <= start < until:
+            kept.append(body[end:start])
+            kept.append(CUT)
+            end = until
+        position = quote + 1
+    if not kept:
+        return body
+    kept.append(body[end:])
+    return b"".join(kept)
+
+
+def _after_escape(body: bytes, position: int) -> int:
+    # The first place from there on at which no escape is open, if it is near; else -1.
+    for place in range(position, position + _TRIES_MAX):
+        if body.rfind(b"\\", place - _ESCAPE_BYTES, place) < 0:
+            return place
+        if body[place] == _BACKSLASH and body[place - 1] != _BACKSLASH:
+            return place
+    return -1
+
+
+def _before_quote(body: bytes, quote: int) -> int:
+    # A place a little before a quote that says as well as all before it whether the quote is escaped; or -1.
+    for place in range(quote - _TRIES_MAX, quote - 2 * _TRIES_MAX, -1):
+        if body[place - 1] != _BACKSLASH:
+            return place
+    return -1
