@@ -46,11 +46,11 @@ class Ledger:
         return row
 
     def sent(self, row: int, events: int) -> None:
-        """So many events of it have been written."""
+        """So many events of it have been written, or are about to be."""
         _SENT.pack_into(self._map, row * _ROW.size + _SENT_AT, events)
 
     def said(self, row: int, completion: int) -> None:
-        """Its usage has been written."""
+        """Its usage has been written, or is about to be."""
         _SENT.pack_into(self._map, row * _ROW.size + _SAID_AT, completion)
 
     @classmethod

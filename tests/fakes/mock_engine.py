@@ -198,8 +198,8 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, embeds: bool) -> None:
         if self._open:
-            self._transport.write(_embedding(self._prompt) if embeds else _answer(self._prompt, self._left))
             self._said(0 if embeds else self._left)
+            self._transport.write(_embedding(self._prompt) if embeds else _answer(self._prompt, self._left))
 
     def _said(self, completion: int) -> None:
         if self._state.ledger is not None:
@@ -220,15 +220,16 @@ class _Connection(asyncio.Protocol):
         if not self._streaming or (self._paused and not self._pause):
             return
         count = min(self._burst, self._left)
+        self._left -= count
+        self._sent += count
+        # Before they leave: killed in between, the ledger has more than anybody saw, and never less.
+        if self._state.ledger is not None:
+            self._state.ledger.sent(self._row, self._sent)
         for _ in range(count):
             if self._stamp:
                 self._transport.write(_STAMPED % round(self._due * 1e9))
             else:
                 self._transport.write(_TOKEN)
-        self._left -= count
-        self._sent += count
-        if self._state.ledger is not None:
-            self._state.ledger.sent(self._row, self._sent)
         if not self._left:
             self._last()
         elif self._pause:
@@ -247,8 +248,8 @@ class _Connection(asyncio.Protocol):
         usage = b""
         if self._usage:
             usage = _chunk(_LAST % (_USAGE % (self._prompt, self._sent, self._prompt + self._sent)))
-        self._transport.write(_FINISH + usage + _DONE)
         self._said(self._sent)
+        self._transport.write(_FINISH + usage + _DONE)
         self._end()
 
     def _end(self) -> None:

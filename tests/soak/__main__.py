@@ -24,7 +24,7 @@ from cortex_shared.routing_store import RoutingStore
 
 from tests.bench.machine import describe
 from tests.bench.ours import Rig
-from tests.bench.processes import Cores, Process
+from tests.bench.processes import Cores, Process, tail
 from tests.fakes.ledger import Ledger
 from tests.servers import ServersUnderTest, connect_postgres, run_servers
 from tests.soak import api, books, watch
@@ -38,8 +38,10 @@ _NARROW_CONCURRENCY = 4
 _LIMITS = {"requests_per_minute": 1_000_000, "tokens_per_minute": 1_000_000_000}
 _ENGINES = 3
 _SAMPLE_SECONDS = 2.0
+_SAMPLES_MIN = 100  # over a run
 _SLOTS_SECONDS = 15.0  # longer than a lease lasts
 _SETTLE_SECONDS = 60.0
+_HELD_PERIODS = 1.5  # how long the API is held up before NATS is emptied
 _GROWTH_MAX = 0.02
 # A short run compares with minutes in which tables and buffers still come to their sizes.
 _SHORT_MINUTES, _SHORT_GROWTH_MAX = 20, 0.05
@@ -62,7 +64,14 @@ def main(words: Sequence[str]) -> int:
             )
         )
         servers = stack.enter_context(run_servers(folder / "home"))
-        failed = uvloop.run(_soak(stack, Rig(folder, servers, cores), chosen.minutes))
+        try:
+            failed = uvloop.run(_soak(stack, Rig(folder, servers, cores), chosen.minutes))
+        except Exception as error:
+            # Whatever it was, what the processes say of it is gone with the folder.
+            print(f"{error!r}; what they say:")
+            for log in sorted(folder.glob("*.log")):
+                print(f"-- {log.name}\n{tail(log)}", flush=True)
+            raise
     for line in failed:
         print(f"FAILED: {line}")
     print("soak: failed" if failed else "soak: every check holds")
@@ -97,7 +106,8 @@ async def _soak(stack: ExitStack, rig: Rig, minutes: float) -> list[str]:
     await publish()
     gateways = [stack.enter_context(rig.gateway(name=f"gateway-{number}")) for number in range(2)]
     memory = watch.Memory([process for process, _ in gateways])
-    stage = _Stage(database, engines, Outages(servers, publish), gateways, Diary(), memory)
+    outages = Outages(servers, publish, running.held, _HELD_PERIODS * _period(minutes))
+    stage = _Stage(database, engines, outages, gateways, Diary(), memory)
     await _until_serving(stage)
     await _run(stage, keys, minutes)
     return await _checks(stage, keys, minutes)
@@ -146,7 +156,7 @@ async def _run(stage: _Stage, keys: list[str], minutes: float) -> None:
             key = narrow if number < _NARROW_USERS else wide
             group.create_task(User(number, _SEED, key, ports, stage.diary).run(stop))
         others = [
-            group.create_task(_sample(stage, began, over)),
+            group.create_task(_sample(stage, began, over, min(_SAMPLE_SECONDS, 60 * minutes / _SAMPLES_MIN))),
             group.create_task(_outages(stage, share, minutes, calm)),
             group.create_task(_deaths(stage, minutes, calm)),
         ]
@@ -175,14 +185,14 @@ def _period(minutes: float) -> float:
     return min(40.0, max(6.0, 60 * minutes / 15))
 
 
-async def _sample(stage: _Stage, began: float, over: asyncio.Event) -> None:
+async def _sample(stage: _Stage, began: float, over: asyncio.Event, period: float) -> None:
     told = 0
     print(
         f"{'minute':>6} {'requests':>9} {'whole':>8} {'told':>6} {'left':>6} {'refused':>7} {'unlike':>6}",
         end="",
     )
     print(f" {'deaths':>6} {'outages':>7} {'open':>5} {'journal':>8}  MiB of gateways", flush=True)
-    while not await _set_within(over, _SAMPLE_SECONDS):
+    while not await _set_within(over, period):
         minutes = (time.monotonic() - began) / 60
         memory = stage.memory.look(minutes)
         if minutes >= told + 1:

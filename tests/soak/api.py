@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import signal
 import sys
 import urllib.request
 from collections.abc import Generator
@@ -11,7 +13,7 @@ from secrets import token_hex
 from cryptography.fernet import Fernet
 
 from tests.bench.ours import Rig
-from tests.bench.processes import free_port, running, wait_for_port
+from tests.bench.processes import Process, free_port, running, wait_for_port
 from tests.soak.watch import is_ready
 
 _UP_SECONDS = 120.0
@@ -20,9 +22,19 @@ _UP_SECONDS = 120.0
 class Api:
     """A running one."""
 
-    def __init__(self, port: int, token: str) -> None:
+    def __init__(self, process: Process, port: int, token: str) -> None:
+        self._process = process
         self._port = port
         self._token = token
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """It does nothing meanwhile: what is to be counted waits."""
+        os.kill(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._process.pid, signal.SIGCONT)
 
     async def until_ready(self) -> None:
         """Until it has its database, its bus and Redis."""
@@ -58,4 +70,4 @@ def run(rig: Rig, database_url: str) -> Generator[Api]:
     command = [sys.executable, "-m", "cortex_api"]
     with running(command, rig.folder / "api.log", cores=rig.cores.rest, environment=environment) as process:
         wait_for_port(process, port, _UP_SECONDS)
-        yield Api(port, token)
+        yield Api(process, port, token)

@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 
 from tests.bench.processes import Process, free_port, running, tail, wait_for_port
@@ -64,13 +64,20 @@ class Engines:
 
 
 class Outages:
-    """Redis and NATS, killed, restarted and emptied in turn."""
+    """Redis and NATS, killed, restarted and emptied in turn: NATS with usage that is not counted yet."""
 
-    def __init__(self, servers: ServersUnderTest, publish: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        servers: ServersUnderTest,
+        publish: Callable[[], Awaitable[None]],
+        uncounting: Callable[[], AbstractContextManager[None]],
+        held_seconds: float,
+    ) -> None:
         self._servers = servers
         self._publish = publish
+        self._uncounting = uncounting
+        self._held_seconds = held_seconds
         self.done: list[str] = []
-        self.emptied_nats_at: list[float] = []
 
     async def next(self) -> None:
         """One more of them."""
@@ -83,8 +90,8 @@ class Outages:
         elif how == "restart":
             await self._servers.restart(name)
         else:
-            if name == "nats":
-                self.emptied_nats_at.append(asyncio.get_running_loop().time())
-            await self._servers.empty(name)
+            with self._uncounting() if name == "nats" else nullcontext():
+                await asyncio.sleep(self._held_seconds if name == "nats" else 0)
+                await self._servers.empty(name)
         if (how, name) == ("empty", "redis"):
             await self._publish()  # as the monitor does, who sees that the table is gone

@@ -16,6 +16,7 @@ AT_REST = (
     "cortex_gateway_waiting_requests",
     "cortex_gateway_endpoint_outstanding_requests",
     "cortex_gateway_journal_bytes",
+    "cortex_gateway_usage_uncounted_bytes",
 )
 NEVER = ("cortex_gateway_usage_lost_records_total",)
 

@@ -242,6 +242,33 @@ async def test_a_segment_that_somebody_removed_does_not_keep_the_rest(
     meter.close()
 
 
+async def test_what_the_bus_has_is_kept_until_it_is_counted(
+    servers: ServersUnderTest, tmp_path: Path
+) -> None:
+    meter = Meter(tmp_path, "gateway-test", MeterSettings(flush_seconds=0.05))
+    nats_url = await servers.fresh_nats()
+    bus = Bus(NatsSettings(url=nats_url), name="test", owns_streams=True)
+    async with anyio.create_task_group() as group:
+        group.start_soon(bus.run)
+        group.start_soon(meter.run, bus)
+        for number in range(3):
+            at, path = datetime.now(UTC), "/v1/completions"
+            record = Record(f"r{number}", at, 1, "m", path, 200, "done", "engine", 0.1)
+            meter.end(meter.begin(record), record)
+            await until(lambda number=number: meter.records_sent == number + 1)
+        kept = meter.uncounted_bytes
+        await anyio.sleep(2.5)  # it has asked meanwhile
+        assert meter.uncounted_bytes == kept > 0
+        await servers.empty("nats")
+        async with bus_with_usage(nats_url) as (_, seen):
+            await until(lambda: [r.request_id for r in seen.records] == ["r0", "r1", "r2"])
+            await until(lambda: meter.uncounted_bytes == 0)
+        assert meter.records_sent == 3
+        group.cancel_scope.cancel()
+    meter.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 async def test_usage_that_an_emptied_bus_had_taken_is_counted(
     servers: ServersUnderTest, process: GatewayProcess
 ) -> None:

@@ -28,6 +28,75 @@ def test_a_segment_stays_until_it_is_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_sent_stays_until_it_is_counted(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
+    sent: list[Path] = []
+    for number, sequence in enumerate((7, 9)):
+        journal.append(b"{%d}" % number)
+        sent += journal.segments()
+        assert journal.is_new(sent[-1])
+        journal.sent(sent[-1], sequence)
+    assert (journal.pending, journal.size_bytes, journal.uncounted_bytes) == (False, 0, 8)
+    assert not journal.counted(7)  # the first of those that are not
+    assert journal.counted(9)
+    assert journal.uncounted_bytes == 4
+    assert [segment.exists() for segment in sent] == [False, True]
+    assert journal.counted(10)
+    assert journal.uncounted_bytes == 0
+    journal.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bus_that_may_have_lost_what_it_had_gets_it_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
+    assert not journal.again()
+    journal.append(b"{1}")
+    (segment,) = journal.segments()
+    journal.sent(segment, 7)
+    assert journal.segments() == []
+    assert journal.again()
+    journal.append(b"{2}")
+    assert [path.read_bytes() for path in journal.segments()] == [b"{1}\n", b"{2}\n"]
+    assert [journal.is_new(path) for path in journal.segments()] == [False, True]
+    assert (journal.size_bytes, journal.uncounted_bytes) == (8, 0)
+    assert not journal.counted(100)  # sequences of the life before
+    journal.sent(segment, 1)
+    assert journal.counted(2)
+    assert [path.read_bytes() for path in journal.segments()] == [b"{2}\n"]
+    journal.close()
+
+
+def test_what_was_not_counted_is_the_next_process_to_send(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
+    journal.append(b"{1}")
+    journal.sent(journal.segments()[0], 7)
+    journal.close()
+    new = Journal(tmp_path, "b", max_bytes=_ROOMY)
+    (segment,) = new.segments()
+    assert segment.read_bytes() == b"{1}\n"
+    new.sent(segment, 8)
+    assert new.counted(9)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+    new.close()
+
+
+def test_what_was_sent_makes_room_for_what_was_not(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, "a", max_bytes=100)
+    for sequence in (1, 2, 3, 4):
+        assert journal.append(b"{%s}" % (b"x" * 22))
+        journal.sent(journal.segments()[0], sequence)
+    assert journal.uncounted_bytes == 100
+    assert journal.append(b"{%s}" % (b"y" * 22))
+    assert journal.uncounted_bytes == 75
+    for _ in range(3):
+        assert journal.append(b"{%s}" % (b"y" * 22))
+    assert journal.uncounted_bytes == 0
+    assert not journal.append(b"{}")
+    assert journal.lost == 1
+    assert b"x" not in b"".join(path.read_bytes() for path in journal.segments())
+    journal.close()
+
+
 def test_what_an_ended_process_left_comes_first(tmp_path: Path) -> None:
     old = Journal(tmp_path, "old", max_bytes=_ROOMY)
     old.append(b"{old}")

@@ -23,6 +23,8 @@ class MeterState(Protocol):
     @property
     def journal_bytes(self) -> int: ...
     @property
+    def uncounted_bytes(self) -> int: ...
+    @property
     def records_lost(self) -> int: ...
     @property
     def records_sent(self) -> int: ...
@@ -189,11 +191,16 @@ def metering(meter: MeterState) -> Iterable[Family]:
     """The meter's own."""
     spooled = gauge("cortex_gateway_journal_bytes", "Usage that the bus does not have yet.")
     spooled.add((), meter.journal_bytes)
+    uncounted = gauge(
+        "cortex_gateway_usage_uncounted_bytes",
+        "Usage that the bus has taken, kept in the journal until it is counted.",
+    )
+    uncounted.add((), meter.uncounted_bytes)
     lost = counter("cortex_gateway_usage_lost_records", "Usage records lost: no room on disk.")
     lost.add((), meter.records_lost)
     sent = counter("cortex_gateway_usage_sent_records", "Usage records the bus has taken.")
     sent.add((), meter.records_sent)
-    yield from (spooled, lost, sent)
+    yield from (spooled, uncounted, lost, sent)
 
 
 def loop_lag(seconds: float) -> Iterable[Family]:

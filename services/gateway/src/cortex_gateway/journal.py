@@ -1,10 +1,10 @@
-"""Journal: finished usage records in local files, one JSON document a line, until the bus has them.
+"""Journal: finished usage records in local files, one JSON document a line, until they are counted.
 
 Segments are memory-mapped: a record that was written is in the page cache and survives kill -9 of the
-process, for a fifth of what a system call costs. A segment is sent as a whole and then removed; its name
-makes the ids of its batches, so that sending it again after a crash repeats the same ids. Each process has a
-folder of its own, locked while it lives; a process that starts takes over the folders that nobody holds any
-more.
+process, for a fifth of what a system call costs. A segment is sent as a whole, and removed when the bus no
+longer has it because it was counted; until then it can be sent again to a bus that lost it. Its name makes
+the ids of its batches, so that sending it again repeats the same ids. Each process has a folder of its own,
+locked while it lives; a process that starts takes over the folders that nobody holds any more.
 """
 
 import fcntl
@@ -20,6 +20,8 @@ _log = get_logger("journal")
 _LOCK: Final = "lock"
 _SUFFIX: Final = ".usage"
 _SEGMENT_BYTES: Final = 1024 * 1024
+# Sent segments that wait to be counted, a file each: more than half an hour of them.
+_SENT_MAX: Final = 4096
 
 
 def own_folder(folder: Path) -> int:
@@ -98,6 +100,9 @@ class Journal:
         self._written = 0
         self._closed: dict[Path, int] = {}
         self._closed_bytes = 0
+        # Of closed ones: the last sequence under which the bus has it, 0 when it is to be sent again.
+        self._sent: dict[Path, int] = {}
+        self._sent_bytes = 0
         self._complained = False
         self.lost = 0
         self.left = self._adopt(folder)
@@ -105,20 +110,27 @@ class Journal:
 
     @property
     def size_bytes(self) -> int:
-        """What the segments take on disk."""
-        return self._closed_bytes + self._written
+        """What is to be sent."""
+        return self._closed_bytes - self._sent_bytes + self._written
+
+    @property
+    def uncounted_bytes(self) -> int:
+        """What was sent, and perhaps not counted yet."""
+        return self._sent_bytes
 
     @property
     def pending(self) -> bool:
         """Whether there is anything to send."""
-        return bool(self._closed) or self._written > 0
+        return self.size_bytes > 0
 
     def append(self, record: bytes) -> bool:
         """Write one record (JSON without line ends). False, and one more lost, when that is impossible."""
         begin = self._written
         end = begin + len(record) + 1
         if self._closed_bytes + end > self._max_bytes:
-            return self._lose("it is full")
+            self._make_room(end)
+            if self._closed_bytes + end > self._max_bytes:
+                return self._lose("it is full")
         if end > self._room:
             if not self._turn(len(record) + 1):
                 return self._lose("the disk is full")
@@ -129,10 +141,52 @@ class Journal:
         return True
 
     def segments(self) -> list[Path]:
-        """Close what was written and give all closed segments, oldest first."""
+        """Close what was written and give all closed segments that are to be sent, oldest first."""
         if self._written:
             self._turn(0)
-        return list(self._closed)
+        return [segment for segment in self._closed if not self._sent.get(segment)]
+
+    def is_new(self, segment: Path) -> bool:
+        """Whether the bus has never had it."""
+        return segment not in self._sent
+
+    def sent(self, segment: Path, sequence: int) -> None:
+        """The bus has all of it, the last under this sequence (1 or more): it stays until it is counted."""
+        if segment not in self._closed:
+            return
+        if not self._sent.get(segment):
+            self._sent_bytes += self._closed[segment]
+        self._sent[segment] = sequence
+        if len(self._sent) > _SENT_MAX:
+            self._let_go()
+
+    def counted(self, before: int) -> bool:
+        """All before this sequence is counted: remove it. Whether there was anything."""
+        done = [segment for segment, sequence in self._sent.items() if 0 < sequence < before]
+        for segment in done:
+            self._forget(segment)
+        if done:
+            self.tidy()
+        return bool(done)
+
+    def again(self) -> bool:
+        """The bus may have lost what it had: all of it is to be sent again. Whether there is anything."""
+        for segment in self._sent:
+            self._sent[segment] = 0
+        self._sent_bytes = 0
+        return bool(self._sent)
+
+    def _make_room(self, size: int) -> None:
+        while self._closed_bytes + size > self._max_bytes and self._let_go():
+            pass
+
+    def _let_go(self) -> bool:
+        # Of the oldest that the bus has: no loss as long as it keeps that.
+        for segment, sequence in self._sent.items():
+            if sequence:
+                self._forget(segment)
+                return True
+        return False
 
     def _turn(self, room: int) -> bool:
         # To the next segment; False: there is none, and the old one stays in use.
@@ -151,10 +205,16 @@ class Journal:
         return True
 
     def remove(self, segment: Path) -> None:
-        """Forget a segment: the bus has it."""
-        segment.unlink(missing_ok=True)
-        self._closed_bytes -= self._closed.pop(segment, 0)
+        """Forget a segment: nothing of it is needed any more."""
+        self._forget(segment)
         self.tidy()
+
+    def _forget(self, segment: Path) -> None:
+        segment.unlink(missing_ok=True)
+        size = self._closed.pop(segment, 0)
+        self._closed_bytes -= size
+        if self._sent.pop(segment, 0):
+            self._sent_bytes -= size
 
     def tidy(self) -> None:
         """Remove the folders of ended processes of which all is sent."""
@@ -168,14 +228,14 @@ class Journal:
             del self._locks[folder]
 
     def close(self) -> None:
-        """End. A folder with unsent segments stays for the next process."""
+        """End. A folder with segments that are not counted stays for the next process."""
         if self._fd < 0:
             return
         _finish(self._fd, self._map, self._written)
         self._fd = -1
         if not self._written:
             self._path().unlink(missing_ok=True)
-        if not self.pending:
+        if not self.pending and not self._sent:
             for path in self.folder.iterdir():
                 path.unlink(missing_ok=True)
             self.folder.rmdir()

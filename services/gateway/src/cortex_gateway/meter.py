@@ -1,7 +1,12 @@
-"""Meter: one usage record per accepted request, journalled before its last byte, sent in batches."""
+"""Meter: one usage record per accepted request, journalled before its last byte, sent in batches.
+
+What the bus has taken stays in the journal until the bus has let go of it: a work queue does so when whoever
+counts says that it is counted. A bus that comes back without its data gets all of that again.
+"""
 
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -9,15 +14,14 @@ from typing import Literal
 import anyio
 import msgspec
 from anyio import to_thread
-from cortex_shared.bus import Bus
+from cortex_shared.bus import Bus, bounds
 from cortex_shared.contracts.base import Message
-from cortex_shared.contracts.usage import usage_subject
+from cortex_shared.contracts.usage import STREAM, usage_subject
 from cortex_shared.errors import Unavailable
 from cortex_shared.logs import get_logger
 from pydantic import PrivateAttr
 
 from cortex_gateway.journal import Journal
-from cortex_gateway.lately import Lately
 from cortex_gateway.open_requests import OpenRequests, left_open
 from cortex_gateway.settings import MeterSettings
 
@@ -28,6 +32,8 @@ _BATCH_MAX_BYTES = 512 * 1024  # the bus takes messages of 1 MiB
 # So many unsent records do not wait for the others. Each segment costs a file.
 _MANY = 4 * BATCH_MAX
 _RETRY_SECONDS = (0.25, 5.0)
+# How often the bus is asked what is counted: at first, and while nothing more is.
+_LOOK_SECONDS = (1.0, 15.0)
 
 type Outcome = Literal["done", "client_left", "engine_failed", "rejected", "gateway_died"]
 type Source = Literal["engine", "counted", "estimated"]
@@ -83,8 +89,7 @@ class Meter:
         self._some = anyio.Event()
         self._many = anyio.Event()
         self._unsent = 0
-        self._lately = Lately(settings.again_seconds, settings.again_max_bytes)
-        self._again = False
+        self._life = 0  # of the bus, as far as is known: one per connection
         self.records_sent = 0
         self.hurry = False
         self._count_left_open()
@@ -95,6 +100,11 @@ class Meter:
     def journal_bytes(self) -> int:
         """Usage that the bus does not have yet."""
         return self.journal.size_bytes
+
+    @property
+    def uncounted_bytes(self) -> int:
+        """Usage that the bus has taken and that may not be counted yet."""
+        return self.journal.uncounted_bytes
 
     @property
     def records_lost(self) -> int:
@@ -119,22 +129,42 @@ class Meter:
         """Send what is journalled, about every half second while there is anything, until cancelled."""
         first, last = _RETRY_SECONDS
         wait = first
+        looked, look = -inf, _LOOK_SECONDS[0]
         bus.on_connect(self._came_back)
         while True:
-            await self._some.wait()
-            if not self.hurry:
-                with anyio.move_on_after(self._flush_seconds):
-                    await self._many.wait()
-            self._some, self._many = anyio.Event(), anyio.Event()
-            self._unsent = 0
-            try:
-                await self._flush(bus)
-                wait = first
-            except Unavailable as error:
-                _log.debug("meter.waits", error=error.message)
-                self._some.set()
-                await anyio.sleep(wait)
-                wait = min(last, wait * 2)
+            with anyio.move_on_after(self._until_look(looked, look)):
+                await self._some.wait()
+            if self._some.is_set():
+                if not self.hurry:
+                    with anyio.move_on_after(self._flush_seconds):
+                        await self._many.wait()
+                self._some, self._many = anyio.Event(), anyio.Event()
+                self._unsent = 0
+                try:
+                    await self._flush(bus)
+                    wait, look = first, _LOOK_SECONDS[0]
+                except Unavailable as error:
+                    _log.debug("meter.waits", error=error.message)
+                    self._some.set()
+                    await anyio.sleep(wait)
+                    wait = min(last, wait * 2)
+            if self._until_look(looked, look) <= 0:
+                looked = monotonic()
+                more = await self._look(bus)
+                look = _LOOK_SECONDS[0] if more else min(_LOOK_SECONDS[1], look * 2)
+
+    def _until_look(self, looked: float, every: float) -> float:
+        # Never, when nothing waits to be counted.
+        return looked + every - monotonic() if self.journal.uncounted_bytes else inf
+
+    async def _look(self, bus: Bus) -> bool:
+        # What is counted leaves the stream, from its beginning on.
+        life = self._life
+        try:
+            first, _ = await bounds(bus, STREAM)
+        except Unavailable:
+            return False
+        return life == self._life and self.journal.counted(first)
 
     def close(self) -> None:
         """End; what is unsent stays in the journal."""
@@ -144,18 +174,15 @@ class Meter:
     def _came_back(self, _created: bool) -> None:
         # Perhaps empty, which only who made its streams anew can tell. What it still has it drops by the
         # batch's name, and what was counted already is not counted again.
-        if self._lately.batches(monotonic()):
-            self._again = True
+        self._life += 1
+        if self.journal.again():
             self._some.set()
 
     async def _flush(self, bus: Bus) -> None:
         if not bus.connected:
             raise Unavailable("the message bus is not reachable", code="bus.unreachable")
-        if self._again:
-            for name, data in self._lately.batches(monotonic()):
-                await bus.append(usage_subject(self._process), _Encoded(data), message_id=name)
-            self._again = False
         for segment in self.journal.segments():
+            life = self._life
             name = f"{segment.parent.name}-{segment.stem}"
             try:
                 data = await to_thread.run_sync(segment.read_bytes)
@@ -164,13 +191,21 @@ class Meter:
                 _log.error("meter.segment_gone", segment=segment.name)
                 self.journal.remove(segment)
                 continue
+            is_new = self.journal.is_new(segment)
+            sequence = 0
             for number, lines in enumerate(_batches(_records(data))):
                 batch = f"{name}-{number}"
                 message = self._batch(batch, lines)
-                await bus.append(usage_subject(self._process), message, message_id=batch)
-                self._lately.keep(monotonic(), batch, message.encode())
-                self.records_sent += len(lines)
-            self.journal.remove(segment)
+                taken = await bus.append(usage_subject(self._process), message, message_id=batch)
+                sequence = max(sequence, taken)
+                if is_new:
+                    self.records_sent += len(lines)
+            if not sequence:
+                self.journal.remove(segment)
+            elif life == self._life:
+                self.journal.sent(segment, sequence)
+            else:
+                raise Unavailable("the connection was made anew meanwhile", code="bus.no_answer")
 
     def _batch(self, name: str, lines: list[bytes]) -> Message:
         head = self._encoder.encode(

@@ -126,7 +126,7 @@ class UpstreamSettings(BaseModel):
 
 
 class MeterSettings(BaseModel):
-    """Where usage is kept until the bus has it."""
+    """Where usage is kept until it is counted."""
 
     journal_dir: Path | None = Field(
         default=None,
@@ -137,25 +137,13 @@ class MeterSettings(BaseModel):
     journal_max_bytes: int = Field(
         default=256 * MIB,
         ge=1 * MIB,
-        description="Bound of the journal while NATS is away; records beyond it are lost and counted so. "
+        description="Bound of the journal. While NATS is away it holds what is unsent, and records beyond "
+        "the bound are lost and counted so. What NATS has and the API has not counted yet is held besides, "
+        "for a NATS that comes back empty; it goes first when room is needed. "
         "Standing alone: bound of the usage files, of which the oldest are removed and counted.",
     )
     flush_seconds: float = Field(
         default=0.5, gt=0, le=60, description="Longest wait of a record for its batch."
-    )
-    again_seconds: float = Field(
-        default=30,
-        ge=0,
-        le=600,
-        description="How long a batch that NATS has taken is kept to be sent again after the connection to "
-        "NATS was lost: one that comes back empty had what nobody had counted yet. The API counts within a "
-        "second; this leaves it time to come back, too.",
-    )
-    again_max_bytes: int = Field(
-        default=4 * MIB,
-        ge=0,
-        le=256 * MIB,
-        description="Bound of the memory for that: 30 s of 400 requests/s; beyond it the oldest are let go.",
     )
     open_max: int = Field(
         default=4096, ge=16, le=65536, description="Open requests that the table of open requests can hold."
