@@ -19,8 +19,8 @@ import cortex_gateway
 MODULES = (
     *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "exchange", "gateway"),
     *("gist", "heads", "incoming", "journal", "key_limits", "keys", "limits", "line", "open_requests"),
-    *("pipeline", "pool", "prefix", "protocol", "quick", "recall", "relay", "rerouting", "stats", "sticky"),
-    *("sweep", "table", "upstream", "usage_log", "wire"),
+    *("pipeline", "pool", "prefix", "protocol", "quick", "recall", "recorder", "relay", "rerouting"),
+    *("stats", "sticky", "sweep", "table", "upstream", "usage_log", "wire"),
 )
 
 _SETUP = """\

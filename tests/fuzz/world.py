@@ -65,10 +65,11 @@ class Broken(AssertionError):
 
 
 class Recorder:
-    """The meter, but for the disk: each record must begin once and end once."""
+    """Meter and recorder, but for the disk: each record must begin once and end once."""
 
     def __init__(self, *_: object) -> None:
         self.hurry = False
+        self.recorder = self
         self.open: set[int] = set()
         self.begun = self.ended = 0
 

@@ -230,7 +230,7 @@ async def test_a_segment_that_somebody_removed_does_not_keep_the_rest(
     for number in range(2):
         at, path = datetime.now(UTC), "/v1/completions"
         record = Record(f"r{number}", at, 1, "m", path, 200, "done", "engine", 0.1)
-        meter.end(meter.begin(record), record)
+        meter.recorder.end(meter.recorder.begin(record), record)
         if number == 0:
             (segment,) = meter.journal.segments()
             segment.unlink()
@@ -254,7 +254,7 @@ async def test_what_the_bus_has_is_kept_until_it_is_counted(
         for number in range(3):
             at, path = datetime.now(UTC), "/v1/completions"
             record = Record(f"r{number}", at, 1, "m", path, 200, "done", "engine", 0.1)
-            meter.end(meter.begin(record), record)
+            meter.recorder.end(meter.recorder.begin(record), record)
             await until(lambda number=number: meter.records_sent == number + 1)
         kept = meter.uncounted_bytes
         await anyio.sleep(2.5)  # it has asked meanwhile

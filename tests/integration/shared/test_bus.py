@@ -331,3 +331,23 @@ async def test_a_bus_that_owns_no_streams_waits_for_them(servers: ServersUnderTe
         async with tasks(owner.run):
             await put(guest, "a")
             await until(lambda: following.holds() == {"a": []})
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_client_that_does_not_say_that_it_closed_is_given_up(
+    servers: ServersUnderTest, bus: Bus, *, told: bool
+) -> None:
+    # Seen of nats-py 2.16 in a process that had been held up: it failed while it closed.
+    session = bus.now()
+    setattr(session.nc, "_disconnected_cb", None)  # noqa: B010 (private)
+    setattr(session.nc, "_closed_cb", None)  # noqa: B010
+    if not told:
+
+        async def silent(_: Exception) -> None: ...
+
+        setattr(session.nc, "_error_cb", silent)  # noqa: B010
+    servers.kill("nats")
+    with anyio.fail_after(20):
+        await session.lost.wait()
+    await servers.wait("nats")
+    await put(bus, "n1")

@@ -41,7 +41,7 @@ def die(process: Meter) -> None:
 
 def test_a_finished_request_is_in_a_file_at_once(tmp_path: Path) -> None:
     one = meter(tmp_path, "one")
-    one.end(one.begin(record("r1")), record("r1"))
+    one.recorder.end(one.recorder.begin(record("r1")), record("r1"))
     assert ids(tmp_path) == {"r1": 1}
     one.close()
     assert [path.name for path in tmp_path.rglob("*")] == ["usage", "one-000001.jsonl"]
@@ -55,8 +55,8 @@ def test_nothing_is_left_of_a_process_without_requests(tmp_path: Path) -> None:
 
 def test_what_was_open_is_counted_once_and_what_was_finished_is_not_counted_again(tmp_path: Path) -> None:
     one = meter(tmp_path, "one")
-    one.begin(record("open"))
-    one.begin(record("written"))
+    one.recorder.begin(record("open"))
+    one.recorder.begin(record("written"))
     # Killed after the record was written, before its row was freed.
     one.journal.append(b'{"request_id":"written"}')
     die(one)
@@ -70,7 +70,7 @@ def test_what_was_open_is_counted_once_and_what_was_finished_is_not_counted_agai
 
 def test_dying_while_taking_over_counts_nothing_twice(tmp_path: Path) -> None:
     one = meter(tmp_path, "one")
-    one.begin(record("open"))
+    one.recorder.begin(record("open"))
     table = (tmp_path / "one" / "open.table").read_bytes()
     die(one)
     two = meter(tmp_path, "two")
@@ -90,7 +90,7 @@ def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
     one = meter(tmp_path, "one", max_bytes=1 * MIB)
     count = 12_000
     for number in range(count):
-        one.end(-1, record(f"r{number}"))
+        one.recorder.end(-1, record(f"r{number}"))
     for thread in threads():
         if thread.name == "usage-log-trim":
             thread.join()

@@ -291,7 +291,7 @@ class Ending(ABC):
         self._drop_connection()
         gateway = self._gateway
         gateway.close(self)
-        gateway.meter.end(self._row, self._record)
+        gateway.recorder.end(self._row, self._record)
         if self.affinity is not None:
             self.affinity.over()
         if slot is not None:
@@ -311,8 +311,9 @@ class Ending(ABC):
                 last = client.begin_stream(self._shown, self._more_lines(), self._kind) + last
             client.write(last + LAST if self._chunked else last)
         else:
-            ours = self._overhead + (perf_counter() - ended if ended else 0.0)
-            lines = b"%bx-cortex-overhead-us: %d\r\n" % (self._more_lines(), ours * 1e6)
+            ours = int((self._overhead + (perf_counter() - ended if ended else 0.0)) * 1e6)
+            # Compiled, what is formatted is evaluated twice unless all of it is bytes and integers.
+            lines = b"%bx-cortex-overhead-us: %d\r\n" % (self._more_lines(), ours)
             client.answer(status, lines, last, self._shown)
         if ended and outcome == "done":
             self._route.stats.answer_overhead.observe(perf_counter() - ended)

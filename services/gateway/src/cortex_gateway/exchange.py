@@ -149,7 +149,7 @@ class Exchange(Rerouting):
             key_name=self._key.name,
             stream=self._stream,
         )
-        self._row = self._gateway.meter.begin(self._record)
+        self._row = self._gateway.recorder.begin(self._record)
         self._phase = Phase.ACCEPTED
         self._gateway.open(self)
 

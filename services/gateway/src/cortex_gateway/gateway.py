@@ -24,6 +24,7 @@ from cortex_gateway.leases import Limiter
 from cortex_gateway.meter import Meter
 from cortex_gateway.owners import Owners
 from cortex_gateway.pool import Pool
+from cortex_gateway.recorder import Records
 from cortex_gateway.settings import Settings
 from cortex_gateway.stats import Stats
 from cortex_gateway.sweep import Sweeper
@@ -79,6 +80,7 @@ class Gateway:
         self.owners = Owners(settings.upstream.responses_max, secret, self._naming_routes)
         self.cors = Cors(settings.http.cors_origins) if settings.http.cors_origins else None
         self.meter = Meter(folder, name, settings.meter, journal)
+        self.recorder: Records = self.meter.recorder
         self.tracer = Tracer(settings.trace, name)
         self.metric_sources.append(self.tracer.sender.families)
         self.access = AccessLog(settings.log, loop.time)

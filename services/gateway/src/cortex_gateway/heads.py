@@ -17,13 +17,18 @@ _REST: Final = b"ength: "
 class Known[T]:
     """A head that was read: `value` is what was read out of it."""
 
-    __slots__ = ("begin", "end", "value")
+    __slots__ = ("begin", "begin_bytes", "digits", "end", "end_bytes", "length", "value")
 
     def __init__(self, begin: bytes, end: bytes, value: T) -> None:
         """`begin` stands before the length, `end` behind it; where there is none, `begin` is all."""
         self.begin = begin
         self.end = end
+        self.begin_bytes = len(begin)
+        self.end_bytes = len(end)
         self.value = value
+        # What stood between the two when it was last found: the next length has often as many digits.
+        self.digits = b"0"
+        self.length = 0
 
 
 class KnownHeads[T]:
@@ -41,15 +46,21 @@ class KnownHeads[T]:
         `data` begins with a head; None if it is not whole or not known. `last` is what the same peer sent
         before, which it most likely sends again.
         """
-        if last is not None and data.startswith(last.begin):
-            at = len(last.begin)
-            if not last.end:
+        # Slices are compared, for compiled they cost a third of what a method does.
+        if last is not None and data[: last.begin_bytes] == last.begin:
+            at = last.begin_bytes
+            if not last.end_bytes:
                 return last, at, -1
-            stop = data.find(b"\r", at, at + _DIGITS_MAX + 1)
-            if stop > at and data.startswith(last.end, stop):
-                digits = data[at:stop]
-                if digits.isdigit():
-                    return last, stop + len(last.end), int(digits)
+            stop = at + len(last.digits)
+            if data[stop : stop + last.end_bytes] != last.end:
+                stop = data.find(b"\r", at, at + _DIGITS_MAX + 1)
+                if data[stop : stop + last.end_bytes] != last.end:
+                    stop = -1
+            digits = data[at:stop]
+            if stop > at and (digits == last.digits or digits.isdigit()):
+                if digits != last.digits:
+                    last.digits, last.length = digits, int(digits)
+                return last, stop + last.end_bytes, last.length
         end = data.find(b"\r\n\r\n")
         if end < 0:
             return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from cortex_shared.contracts.keys import KeyRecord
-from cortex_shared.limit_ledger import WINDOW_SECONDS, Ask, Told
+from cortex_shared.limit_ledger import Ask, Told
 
 from cortex_gateway.budget import Budget
 from cortex_gateway.errors import ApiError
@@ -19,12 +19,6 @@ _COMPLETION_TOKENS: Final = 256.0
 _COMPLETION_MAX_TOKENS: Final = 4096
 _TOKENS_MAX: Final = 2**31
 _CHOICES_MAX: Final = 1024
-
-_REQUESTS_LINES, _TOKENS_LINES = (
-    b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
-    % ((kind,) * 3)
-    for kind in (b"requests", b"tokens")
-)
 
 
 class Estimate:
@@ -140,8 +134,10 @@ class KeyLimits:
         "_asked",
         "_flight",
         "_name",
+        "_requests_lines",
         "_settler",
         "_sharing",
+        "_tokens_lines",
         "_waiting",
         "_waiting_max",
         "budgets",
@@ -187,6 +183,9 @@ class KeyLimits:
     def update(self, record: KeyRecord) -> None:
         """Take a record of the same key: what was used stays used."""
         self._name = record.name
+        # The lines that say how far a request is from the limit, up to what is left.
+        self._requests_lines = _lines("requests", record.requests_per_minute)
+        self._tokens_lines = _lines("tokens", record.tokens_per_minute)
         self.requests = self._window(self.requests, record.requests_per_minute)
         self.tokens = self._window(self.tokens, record.tokens_per_minute)
         if record.concurrency <= 0:
@@ -232,15 +231,16 @@ class KeyLimits:
 
     def lines(self, now: float) -> bytes:
         """`x-ratelimit-*` as lines of a head: what may be used, what is left, when all of it is again."""
-        requests, tokens = self.requests, self.tokens
-        found = b""
-        if requests is not None:
-            reset = duration(requests.reset_seconds(now))
-            found = _REQUESTS_LINES % (requests.limit, requests.remaining(now), reset)
-        if tokens is not None:
-            reset = duration(tokens.reset_seconds(now))
-            found += _TOKENS_LINES % (tokens.limit, tokens.remaining(now), reset)
-        return found
+        window = self.requests
+        found = ""
+        if window is not None:
+            left, reset = window.remaining(now), duration(window.reset_seconds(now))
+            found = f"{self._requests_lines}{left}\r\nx-ratelimit-reset-requests: {reset}\r\n"
+        window = self.tokens
+        if window is not None:
+            left, reset = window.remaining(now), duration(window.reset_seconds(now))
+            found = f"{found}{self._tokens_lines}{left}\r\nx-ratelimit-reset-tokens: {reset}\r\n"
+        return found.encode("ascii")
 
     # Settling.
 
@@ -428,14 +428,17 @@ def rate_limited(kind: str, message: str, seconds: int) -> ApiError:
     return ApiError(429, message, kind, "rate_limit_exceeded", retry_after_seconds=seconds)
 
 
-def duration(seconds: float) -> bytes:
+def duration(seconds: float) -> str:
     """As OpenAI writes durations: `0s`, `12ms`, `59s`, `6m0s`."""
     if 0 < seconds < 1:
-        return b"%dms" % math.ceil(seconds * 1000)
-    whole = math.ceil(seconds)
-    return _WHOLE[whole] if whole <= WINDOW_SECONDS + 1 else b"%dm%ds" % divmod(whole, 60)
+        return f"{math.ceil(seconds * 1000)}ms"
+    whole = int(seconds)
+    return _minutes(whole + 1 if whole < seconds else whole)
 
 
-_WHOLE = [
-    b"%ds" % whole if whole < 60 else b"%dm%ds" % divmod(whole, 60) for whole in range(WINDOW_SECONDS + 2)
-]
+def _minutes(seconds: int) -> str:
+    return f"{seconds}s" if seconds < 60 else f"{seconds // 60}m{seconds % 60}s"
+
+
+def _lines(kind: str, limit: int) -> str:
+    return f"x-ratelimit-limit-{kind}: {limit}\r\nx-ratelimit-remaining-{kind}: "

@@ -27,6 +27,10 @@ YES: Final = 0
 ASK: Final = 1
 NO: Final = 2
 
+# For how long at most what was used counts: its second, then the window. A literal, for the compiler.
+_COUNTS_SECONDS: Final = 61
+assert _COUNTS_SECONDS == WINDOW_SECONDS + 1
+
 _CREDIT_PARTS: Final = 40
 # From this use on nothing is given without asking, for a minute, or until use has fallen to this.
 _NEAR: Final = 0.9
@@ -88,6 +92,7 @@ class Window:
         "_flying",
         "_known",
         "_known_at",
+        "_newest",
         "_others",
         "_own",
         "_own_sum",
@@ -112,6 +117,7 @@ class Window:
         # What was used here, and what of it the store does not know, by second.
         self._own: dict[int, int] = {}
         self._own_sum = 0
+        self._newest = 0
         self._pending: dict[int, int] = {}
         # On its way to the store, and what of it was used; what is given back is no longer this gateway's.
         self._sent: dict[int, int] = {}
@@ -229,15 +235,23 @@ class Window:
         """What is left, as far as this gateway knows."""
         if self._sharing.local:
             return max(0, self._sharing.share(self.limit) - self._own_sum)
-        known = self._known if now < self._known_at + WINDOW_SECONDS else 0
-        return max(0, min(self.limit - known - self._unsent, self.limit - self._own_sum))
+        known = self._known if now < self._known_at + _COUNTS_SECONDS - 1 else 0
+        left, own = self.limit - known - self._unsent, self.limit - self._own_sum
+        if own < left:
+            left = own
+        return left if left > 0 else 0
 
     def reset_seconds(self, now: float) -> float:
         """Until nothing of what was used here counts any more."""
-        for second in reversed(self._own):
-            if self._own[second] > 0:
-                return max(0.0, second + WINDOW_SECONDS + 1 - now - self._sharing.offset)
-        return 0.0
+        own, second = self._own, self._newest
+        if own.get(second, 0) <= 0:  # given back
+            for second in reversed(own):
+                if own[second] > 0:
+                    break
+            else:
+                return 0.0
+        left = second - self._sharing.offset - now + _COUNTS_SECONDS
+        return left if left > 0.0 else 0.0
 
     def wait_seconds(self, cost: int, now: float) -> float:
         """Until `cost` is worth another try, after NO."""
@@ -265,6 +279,8 @@ class Window:
         own = self._own
         own[second] = own.get(second, 0) + amount
         self._own_sum += amount
+        if second > self._newest:
+            self._newest = second
         if self._sharing.shared:
             pending = self._pending
             pending[second] = pending.get(second, 0) + amount

@@ -23,14 +23,13 @@ from pydantic import PrivateAttr
 
 from cortex_gateway.journal import Journal
 from cortex_gateway.open_requests import OpenRequests, left_open
+from cortex_gateway.recorder import Recorder, Records
 from cortex_gateway.settings import MeterSettings
 
 _log = get_logger("meter")
 
 BATCH_MAX = 500
 _BATCH_MAX_BYTES = 512 * 1024  # the bus takes messages of 1 MiB
-# So many unsent records do not wait for the others. Each segment costs a file.
-_MANY = 4 * BATCH_MAX
 _RETRY_SECONDS = (0.25, 5.0)
 # How often the bus is asked what is counted: at first, and while nothing more is.
 _LOOK_SECONDS = (1.0, 15.0)
@@ -88,7 +87,14 @@ class Meter:
         self._encoder = msgspec.json.Encoder()
         self._some = anyio.Event()
         self._many = anyio.Event()
-        self._unsent = 0
+        self._recorder = Recorder(
+            self.journal,
+            self._open,
+            self._encoder.encode,
+            lambda: self._some.set(),
+            lambda: self._many.set(),
+        )
+        self.recorder: Records = self._recorder
         self._life = 0  # of the bus, as far as is known: one per connection
         self.records_sent = 0
         self.hurry = False
@@ -111,20 +117,6 @@ class Meter:
         """Records that found no room."""
         return self.journal.lost
 
-    def begin(self, record: Record) -> int:
-        """A request was accepted; returns what `end` wants."""
-        return self._open.begin(self._encoder.encode(record))
-
-    def end(self, row: int, record: Record) -> None:
-        """The request is over; to be called before its last byte leaves."""
-        self.journal.append(self._encoder.encode(record))
-        self._open.end(row)
-        self._unsent += 1
-        if self._unsent == 1:
-            self._some.set()
-        elif self._unsent == _MANY:
-            self._many.set()
-
     async def run(self, bus: Bus) -> None:
         """Send what is journalled, about every half second while there is anything, until cancelled."""
         first, last = _RETRY_SECONDS
@@ -139,7 +131,7 @@ class Meter:
                     with anyio.move_on_after(self._flush_seconds):
                         await self._many.wait()
                 self._some, self._many = anyio.Event(), anyio.Event()
-                self._unsent = 0
+                self._recorder.taken()
                 try:
                     await self._flush(bus)
                     wait, look = first, _LOOK_SECONDS[0]

@@ -32,7 +32,6 @@ DISCARD_MAX: Final = 64 * 1024
 _PIPELINE_MAX: Final = 8
 _PIPELINE_MAX_BYTES: Final = 256 * 1024
 _LINGER_SECONDS: Final = 2.0
-_ANSWER: Final = b"%b%bcontent-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n%b%b"
 _STREAM_HEADERS: Final = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
 )
@@ -324,7 +323,14 @@ class Pipeline(HttpToolsProtocol):
         if status == 204:  # which has neither type nor length
             head = b"%b%bx-request-id: %b\r\n%b%b" % (status_line(status), default, shown, lines, ending)
         else:
-            head = _ANSWER % (status_line(status), default, shown, len(body), lines, ending)
+            head = b"%b%bcontent-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n%b%b" % (
+                status_line(status),
+                default,
+                shown,
+                len(body),
+                lines,
+                ending,
+            )
         self.transport.write(head if bare else head + body)
 
     def begin_stream(self, shown: bytes, lines: bytes, kind: bytes) -> bytes:

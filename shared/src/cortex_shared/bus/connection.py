@@ -34,11 +34,15 @@ _log = get_logger("bus")
 _REQUEST_SECONDS = 3.0
 _GATHER_SECONDS = 0.05
 _RECONNECT_SECONDS = (0.05, 1.0)
+_LOOK_SECONDS = 5.0
 _WRONG_LAST_SEQUENCE = 10071
 _ERROR_HEADER = "Cortex-Error"
 _KINDS = {kind.status: kind for kind in (InvalidInput, NotFound, Conflict, Unavailable)}
 # Errors by which the client says "not now"; OSError covers resets and refused connections.
 NOT_NOW = (nats.errors.Error, JetStreamError, OSError, TimeoutError)
+
+# What the client says of a connection that it gives up.
+_ENDS = (nats.errors.UnexpectedEOF, nats.errors.StaleConnectionError, OSError)
 
 
 @dataclass(frozen=True)
@@ -108,11 +112,12 @@ class Bus:
                 self._connected.set()
                 for callback in self._on_connect:
                     callback(created)
-                await lost.wait()
+                await _until_lost(client, lost)
                 _log.warning("bus.lost", url=self._shown_url())
             finally:
                 self._session = None
                 self._connected = anyio.Event()
+                lost.set()
                 await _close(client)
 
     async def _connect(self, client: Client, lost: anyio.Event) -> tuple[JetStreamContext, bool]:
@@ -121,6 +126,8 @@ class Bus:
 
         async def on_error(error: Exception) -> None:
             _log.debug("bus.error", error=repr(error))
+            if client.is_connected and isinstance(error, _ENDS):
+                lost.set()
 
         options: dict[str, Any] = {}
         prefix = "_INBOX"
@@ -344,6 +351,13 @@ async def _hand_over(messages: list[Msg], handler: Callable[[list[Delivery]], Aw
         return
     for message in messages:
         await message.ack()
+
+
+async def _until_lost(client: Client, lost: anyio.Event) -> None:
+    # A client that has bytes to send while it closes may fail in it, and then never says that it closed.
+    while not lost.is_set() and client.is_connected:
+        with anyio.move_on_after(_LOOK_SECONDS):
+            await lost.wait()
 
 
 async def _close(client: Client) -> None:

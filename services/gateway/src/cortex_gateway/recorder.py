@@ -1,0 +1,61 @@
+"""Recorder: what a request costs of the meter: a row while it is open, a journalled record when it ends."""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from cortex_gateway.journal import Journal
+from cortex_gateway.open_requests import OpenRequests
+
+# So many unsent records do not wait for others. Each segment costs a file.
+MANY: Final = 2000
+
+
+class Records(Protocol):
+    """Who takes the records of requests."""
+
+    def begin(self, record: object) -> int:
+        """A request was accepted; returns what `end` wants."""
+        ...
+
+    def end(self, row: int, record: object) -> None:
+        """The request is over; to be called before its last byte leaves."""
+        ...
+
+
+class Recorder:
+    """Writes records. `some` is called with the first that is unsent, `many` with the one that makes many."""
+
+    __slots__ = ("_encode", "_journal", "_many", "_open", "_some", "_unsent")
+
+    def __init__(
+        self,
+        journal: Journal,
+        rows: OpenRequests,
+        encode: Callable[[object], bytes],
+        some: Callable[[], None],
+        many: Callable[[], None],
+    ) -> None:
+        self._journal = journal
+        self._open = rows
+        self._encode = encode
+        self._some = some
+        self._many = many
+        self._unsent = 0
+
+    def begin(self, record: object) -> int:
+        """A request was accepted; returns what `end` wants."""
+        return self._open.begin(self._encode(record))
+
+    def end(self, row: int, record: object) -> None:
+        """The request is over; to be called before its last byte leaves."""
+        self._journal.append(self._encode(record))
+        self._open.end(row)
+        self._unsent += 1
+        if self._unsent == 1:
+            self._some()
+        elif self._unsent == MANY:
+            self._many()
+
+    def taken(self) -> None:
+        """What was written so far is being sent."""
+        self._unsent = 0
