@@ -15,10 +15,13 @@ _SOURCES = "sources"
 
 
 def sources_digest(modules: list[str]) -> str:
-    """What the compiled form of these modules was made of, as one line: it is good for nothing else."""
+    """What the compiled form of these modules was made of, as one line: it is good for nothing else.
+
+    The other modules are in it too, for what is compiled relies on their types.
+    """
     found = hashlib.sha256(sys.version.encode())
-    for module in modules:
-        found.update(b"%s\0%s\0" % (module.encode(), (_HERE / f"{module}.py").read_bytes()))
+    for source in sorted(_HERE.glob("*.py")):
+        found.update(b"%s\0%s\0" % (source.stem.encode(), source.read_bytes()))
     return " ".join((found.hexdigest(), *modules))
 
 
