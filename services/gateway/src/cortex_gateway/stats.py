@@ -5,6 +5,7 @@ nothing. The gen_ai histograms and their buckets are those of OpenTelemetry's co
 """
 
 from bisect import bisect_left
+from math import inf
 from typing import Protocol
 
 FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -20,18 +21,26 @@ OTHER = "_OTHER"
 
 
 class Histogram:
-    """A histogram that costs a third of a microsecond an observation."""
+    """A histogram that costs a third of a microsecond an observation, less where the last bucket is met."""
 
-    __slots__ = ("_bounds", "_counts", "sum")
+    __slots__ = ("_at", "_bounds", "_counts", "_high", "_low", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
+        # The bucket that was met last: above `_low`, up to `_high`.
+        self._at = 0
+        self._low, self._high = -inf, bounds[0]
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value."""
-        self._counts[bisect_left(self._bounds, value)] += 1
+        if not self._low < value <= self._high:
+            bounds = self._bounds
+            at = self._at = bisect_left(bounds, value)
+            self._low = bounds[at - 1] if at else -inf
+            self._high = bounds[at] if at < len(bounds) else inf
+        self._counts[self._at] += 1
         self.sum += value
 
     def values(self) -> list[float]:
