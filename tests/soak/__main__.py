@@ -7,6 +7,7 @@ usage. Prints a line every minute; exit status 1 if a check fails.
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -55,8 +56,29 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     chosen = parser.parse_args(words)
+    signal.signal(signal.SIGTERM, _end)
     print(describe(), flush=True)
-    cores = Cores.choose()
+    try:
+        failed = _soaked(chosen.minutes)
+    except _NotStartedError as error:
+        # Such as a port that somebody took a moment before: told, and tried once more.
+        print(f"it did not start: {error}", flush=True)
+        failed = _soaked(chosen.minutes)
+    for line in failed:
+        print(f"FAILED: {line}")
+    print("soak: failed" if failed else "soak: every check holds")
+    return 1 if failed else 0
+
+
+def _end(*_: object) -> None:
+    sys.exit(1)  # and so ends all that was started
+
+
+class _NotStartedError(Exception):
+    """The programs under test are not there, with what they said."""
+
+
+def _soaked(minutes: float) -> list[str]:
     with ExitStack() as stack:
         folder = Path(
             stack.enter_context(
@@ -64,18 +86,7 @@ def main(words: Sequence[str]) -> int:
             )
         )
         servers = stack.enter_context(run_servers(folder / "home"))
-        try:
-            failed = uvloop.run(_soak(stack, Rig(folder, servers, cores), chosen.minutes))
-        except Exception as error:
-            # Whatever it was, what the processes say of it is gone with the folder.
-            print(f"{error!r}; what they say:")
-            for log in sorted(folder.glob("*.log")):
-                print(f"-- {log.name}\n{tail(log)}", flush=True)
-            raise
-    for line in failed:
-        print(f"FAILED: {line}")
-    print("soak: failed" if failed else "soak: every check holds")
-    return 1 if failed else 0
+        return uvloop.run(_soak(stack, Rig(folder, servers, Cores.choose()), minutes))
 
 
 @dataclass(slots=True)
@@ -89,6 +100,16 @@ class _Stage:
 
 
 async def _soak(stack: ExitStack, rig: Rig, minutes: float) -> list[str]:
+    try:
+        stage, keys = await _started(stack, rig, minutes)
+    except Exception as error:
+        said = "".join(f"\n-- {log.name}\n{tail(log)}" for log in sorted(rig.folder.glob("*.log")))
+        raise _NotStartedError(f"{error!r}{said}") from error
+    await _run(stage, keys, minutes)
+    return await _checks(stage, keys, minutes)
+
+
+async def _started(stack: ExitStack, rig: Rig, minutes: float) -> tuple[_Stage, list[str]]:
     servers = rig.servers
     database = await servers.fresh_database()
     running = stack.enter_context(api.run(rig, database.replace("postgresql:", "postgresql+asyncpg:", 1)))
@@ -109,8 +130,7 @@ async def _soak(stack: ExitStack, rig: Rig, minutes: float) -> list[str]:
     outages = Outages(servers, publish, running.held, _HELD_PERIODS * _period(minutes))
     stage = _Stage(database, engines, outages, gateways, Diary(), memory)
     await _until_serving(stage)
-    await _run(stage, keys, minutes)
-    return await _checks(stage, keys, minutes)
+    return stage, keys
 
 
 async def _publish_routes(servers: ServersUnderTest, urls: list[str]) -> None:

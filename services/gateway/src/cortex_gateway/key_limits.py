@@ -433,7 +433,9 @@ def duration(seconds: float) -> str:
     if 0 < seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
     whole = int(seconds)
-    return _minutes(whole + 1 if whole < seconds else whole)
+    if whole < seconds:
+        whole += 1
+    return _SPELLED[whole] if whole < _SPELLED_SECONDS else _minutes(whole)
 
 
 def _minutes(seconds: int) -> str:
@@ -442,3 +444,8 @@ def _minutes(seconds: int) -> str:
 
 def _lines(kind: str, limit: int) -> str:
     return f"x-ratelimit-limit-{kind}: {limit}\r\nx-ratelimit-remaining-{kind}: "
+
+
+# All that a window comes to.
+_SPELLED_SECONDS: Final = 62
+_SPELLED = [_minutes(seconds) for seconds in range(_SPELLED_SECONDS)]
