@@ -17,7 +17,7 @@ from pathlib import Path
 
 import uvloop
 
-from tests.bench import aborts, at_rest, many_streams, peers, tokens, versus, versus_tables
+from tests.bench import aborts, at_rest, instructions, many_streams, peers, tokens, versus, versus_tables
 from tests.bench.machine import describe
 from tests.bench.ours import Rig
 from tests.bench.processes import Cores, go_first
@@ -26,6 +26,7 @@ from tests.servers import run_servers
 
 PAGE = Path(__file__).parents[2] / "docs/benchmarks/gateway.md"
 PARTS = ("versus", "tokens", "streams", "aborts", "rest")
+INSTRUCTIONS = "instructions"
 _LOADS = [*(load.name for load in versus.LOADS), versus.STEADY]
 
 
@@ -76,6 +77,8 @@ async def _measure(chosen: argparse.Namespace, rig: Rig) -> list[Section]:
         sections.append(await aborts.measure(rig, leavers=chosen.leavers))
     if "rest" in parts:
         sections.append(await at_rest.measure(rig, seconds=3 * chosen.idle_seconds))
+    if INSTRUCTIONS in parts:
+        sections.append(await instructions.measure(rig, keep=chosen.keep))
     return sections
 
 
@@ -113,7 +116,12 @@ def _about() -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.gateway", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}; default: all")
+    parser.add_argument(
+        "parts",
+        nargs="*",
+        metavar="PART",
+        help=f"of: {', '.join(PARTS)}; default: all of them; besides: {INSTRUCTIONS}",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peers", default=",".join(peers.NAMES), help="names, by commas; empty: none")
     parser.add_argument("--only", default="", help=f"loads, by commas, of: {', '.join(_LOADS)}")
@@ -121,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--leavers", type=int, default=400, help="clients that leave their streams")
     parser.add_argument("--idle-seconds", type=float, default=10.0)
     parser.add_argument("--first", action="store_true", help="go before whatever else runs here (as root)")
+    parser.add_argument("--keep", type=Path, help=f"a folder for callgrind's dumps, of {INSTRUCTIONS}")
     parser.add_argument("--json", type=Path, help="a file for everything that was measured")
     parser.add_argument("--write", action="store_true", help=f"write {PAGE.name} under docs/benchmarks")
     return parser

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -81,8 +81,10 @@ class Rig:
     cores: Cores
 
     @contextmanager
-    def gateway(self, *, name: str = "gateway", **variables: str) -> Generator[tuple[Process, int]]:
-        """A gateway process of a fleet on the gateways' core, and its port."""
+    def gateway(
+        self, *, name: str = "gateway", under: Sequence[str] = (), up_seconds: float = 60, **variables: str
+    ) -> Generator[tuple[Process, int]]:
+        """A gateway process of a fleet on the gateways' core, and its port; `under`: what runs it, if any."""
         port = free_port()
         environment = {
             "CORTEX_HTTP__PORT": str(port),
@@ -95,10 +97,10 @@ class Rig:
             "CORTEX_LOG__LEVEL": "warning",
             **variables,
         }
-        command = [sys.executable, "-m", "cortex_gateway"]
+        command = [*under, sys.executable, "-m", "cortex_gateway"]
         core = frozenset({self.cores.gateway})
         with running(command, self.folder / f"{name}.log", cores=core, environment=environment) as process:
-            wait_for_port(process, port)
+            wait_for_port(process, port, up_seconds)
             yield process, port
 
     @contextmanager

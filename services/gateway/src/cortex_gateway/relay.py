@@ -111,19 +111,26 @@ class StreamRelay:
         """
         tail, size_of = chunks.tail, SIZES.get
         begin = end = b""
-        begin_size = end_size = 0
+        # Of a plain event: up to its text, from its text on, and of the chunk's size in digits.
+        begin_size = end_size = digits = 0
 
         def read(data: bytes) -> None:
-            nonlocal begin, end, begin_size, end_size
-            line, size = data.find(b"\r\n", 0, 8), len(data)
+            nonlocal begin, end, begin_size, end_size, digits
+            size, line = len(data), digits
+            # Slices are compared, for that costs half of what find() and startswith() do.
+            if data[line : line + 2] != b"\r\n":
+                line = data.find(b"\r\n", 0, 8)
+            text_at, text_end = line + begin_size, size - end_size
             if size_of(data[:line]) != size - line - 4 or tail or self.rest:
                 slow(data)
             elif (
                 begin_size
-                and data.startswith(begin, line)
-                and data.endswith(end)
-                and data.find(b'"', line + begin_size, size - end_size) < 0
+                and data[line:text_at] == begin
+                and data[text_end:] == end
+                and text_end >= text_at
+                and data.find(b'"', text_at, text_end) < 0
             ):
+                digits = line
                 self.tokens += 1
                 write(data)
                 if self.tokens % CROWD_EVENTS == 0:
@@ -133,7 +140,7 @@ class StreamRelay:
                 self.tokens += events
                 text = _TEXT.search(data) if events == 1 else None
                 if text is not None:
-                    begin, end = data[line : text.start(1)], data[text.end(1) :]
+                    begin, end, digits = data[line : text.start(1)], data[text.end(1) :], line
                     begin_size, end_size = len(begin), len(end)
                 write(data)
             else:
