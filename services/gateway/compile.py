@@ -17,8 +17,9 @@ import cortex_gateway
 
 # What runs with each request. Modules with msgspec's or pydantic's classes cannot be compiled.
 MODULES = (
-    *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "exchange", "gateway"),
-    *("gist", "heads", "incoming", "journal", "key_limits", "keys", "limits", "line", "open_requests"),
+    *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "estimate", "exchange"),
+    *("gateway", "gist", "heads", "incoming", "journal", "key_limits", "keys", "limits", "line"),
+    "open_requests",
     *("pipeline", "pool", "prefix", "protocol", "quick", "recall", "recorder", "relay", "rerouting"),
     *("stats", "sticky", "sweep", "table", "upstream", "usage_log", "wire"),
 )

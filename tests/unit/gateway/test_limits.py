@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from cortex_gateway.budget import Budget
 from cortex_gateway.errors import ApiError
-from cortex_gateway.key_limits import Estimate, Hold, KeyLimits, duration
+from cortex_gateway.estimate import Estimate
+from cortex_gateway.key_limits import Hold, KeyLimits, duration
 from cortex_gateway.limits import Sharing, Window
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.limit_ledger import BudgetTold, Ledger, WindowTold

@@ -13,7 +13,7 @@ from cortex_gateway.balance import Affinity, Chooser, RetryBudget
 from cortex_gateway.choosing import Choosers
 from cortex_gateway.dialect import Dialect
 from cortex_gateway.endpoint import Endpoint
-from cortex_gateway.key_limits import Estimate
+from cortex_gateway.estimate import Estimate
 from cortex_gateway.line import LOW, NORMAL, Line, Reserve
 from cortex_gateway.settings import UpstreamSettings
 from cortex_gateway.stats import RouteStats, Stats
