@@ -50,8 +50,8 @@ def _cuts(data: bytes, sizes: bytes) -> list[bytes]:
     return pieces
 
 
-def _dechunk(pieces: list[bytes]) -> tuple[bytes, str]:
-    reader = ChunkReader(_MAX_BYTES)
+def _dechunk(pieces: list[bytes], max_bytes: int = _MAX_BYTES) -> tuple[bytes, str]:
+    reader = ChunkReader(max_bytes)
     content = b""
     try:
         for piece in pieces:
@@ -100,7 +100,7 @@ def _outcome(relay: Any, blocks: list[bytes], *, framed: bool) -> tuple[Any, ...
         else:
             out += relay.body(block)
     out += relay.end()
-    content, end = _dechunk([out]) if out else (b"", "open")
+    content, end = _dechunk([out], len(out)) if out else (b"", "open")
     assert end == "open", end
     # The last line end of an event may be cut in two, of which one goes with the next event.
     content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n").rstrip(b"\n")
