@@ -4,6 +4,7 @@ import heapq
 import random
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import blake2b
 
 import pytest
 from cortex_gateway.affinity import ENDS, Memory
@@ -39,9 +40,14 @@ class Fleet:
 MAX_BYTES = 256 * KIB
 
 
+def _mark(text: str, end: int) -> int:
+    return int.from_bytes(blake2b(f"{text} {end}".encode(), digest_size=8).digest())
+
+
 def prompt(name: str, size: int, beginning: str = "", shared: int = 0) -> Affinity:
     """A prompt of `size` bytes, of which the first `shared` are those of `beginning`."""
-    blocks = [hash((beginning if end <= shared else name, end)) % 2**64 for end in ENDS[1:] if end <= size]
+    # Not hash(), which differs from one process to the next.
+    blocks = [_mark(beginning if end <= shared else name, end) for end in ENDS[1:] if end <= size]
     return Affinity(0, blocks, size)
 
 

@@ -245,7 +245,7 @@ class Pipeline(HttpToolsProtocol):
                 self._closing = True
                 self.transport.close()
         elif self._current is not None and self._exchange is None:
-            cycle: RequestResponseCycle | None = self.cycle
+            cycle = cast("RequestResponseCycle | None", self.cycle)
             if cycle is not None:  # else it is being refused, and closed after that
                 cycle.keep_alive = False
 
