@@ -79,11 +79,11 @@ class System:
             await self.api("POST", "/models", body | {"name": name})
 
     async def until_answering(self, *, seconds: float = 30) -> None:
-        """Wait until the API takes the admin's token again."""
+        """Wait until the API takes the admin's token again, and reads tables, which it does not cache."""
         async with asyncio.timeout(seconds):
             while True:
                 with contextlib.suppress(httpx.TransportError):
-                    if (await self.admin.get("/whoami")).is_success:
+                    if (await self.admin.get("/models")).is_success:
                         return
                 await asyncio.sleep(0.1)
 
