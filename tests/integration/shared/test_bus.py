@@ -340,12 +340,12 @@ async def test_a_client_that_does_not_say_that_it_closed_is_given_up(
     # Seen of nats-py 2.16 in a process that had been held up: it failed while it closed.
     session = bus.now()
     setattr(session.nc, "_disconnected_cb", None)  # noqa: B010 (private)
-    setattr(session.nc, "_closed_cb", None)  # noqa: B010
+    setattr(session.nc, "_closed_cb", None)  # noqa: B010 (private)
     if not told:
 
         async def silent(_: Exception) -> None: ...
 
-        setattr(session.nc, "_error_cb", silent)  # noqa: B010
+        setattr(session.nc, "_error_cb", silent)  # noqa: B010 (private)
     servers.kill("nats")
     with anyio.fail_after(20):
         await session.lost.wait()
