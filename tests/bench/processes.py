@@ -6,7 +6,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,8 @@ class Process:
                 self._popen.wait()
         for pid in pids:
             if pid != self.pid and _session(pid) == self.pid:
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it has ended since
+                    os.kill(pid, signal.SIGKILL)
 
 
 def cpu_between(before: Mapping[int, int], after: Mapping[int, int]) -> float:
@@ -93,6 +94,15 @@ def go_first() -> None:
     nothing.
     """
     _AUTOGROUP.write_text("-20")
+
+
+def group_nice(file: Path) -> int:
+    """The nice value of the session's group, from proc(5)'s autogroup; 0 where it has none.
+
+    A kernel without such groups has no file, and the file of a process that is in none is empty.
+    """
+    told = file.read_text() if file.exists() else ""
+    return int(told.split()[-1]) if told else 0
 
 
 @contextmanager
@@ -116,11 +126,9 @@ def running(
     finally:
         os.sched_setaffinity(0, mine)
     process = Process(popen, log)
-    if _AUTOGROUP.exists():
-        nice = _AUTOGROUP.read_text().split()[-1]
-        if nice != "0":
-            Path(f"/proc/{popen.pid}/autogroup").write_text(nice)
     try:
+        if (nice := group_nice(_AUTOGROUP)) != 0:
+            Path(f"/proc/{popen.pid}/autogroup").write_text(str(nice))
         yield process
     finally:
         process.end()
