@@ -17,11 +17,11 @@ import cortex_gateway
 
 # What runs with each request. Modules with msgspec's or pydantic's classes cannot be compiled.
 MODULES = (
-    *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "estimate", "exchange"),
-    *("gateway", "gist", "heads", "incoming", "journal", "key_limits", "keys", "limits", "line"),
-    "open_requests",
-    *("pipeline", "pool", "prefix", "protocol", "quick", "recall", "recorder", "relay", "rerouting"),
-    *("stats", "sticky", "sweep", "table", "upstream", "usage_log", "wire"),
+    *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "estimate"),
+    *("event_relay", "exchange", "gateway", "gist", "heads", "incoming", "journal", "key_limits", "keys"),
+    *("limits", "line", "open_requests", "pipeline", "pool", "prefix", "protocol", "quick", "recall"),
+    *("recorder", "relay", "rerouting", "stats", "sticky", "sweep", "table", "typed", "upstream"),
+    *("usage_log", "wire"),
 )
 
 _SETUP = """\

@@ -5,9 +5,8 @@ from collections.abc import Callable
 from typing import Final
 
 from cortex_gateway import sse
-from cortex_gateway.chunks import SIZES, ChunkReader, frame, payload
-
-_HELD_MAX: Final = 64 * 1024
+from cortex_gateway.chunks import SIZES, ChunkReader, payload
+from cortex_gateway.event_relay import EventRelay
 
 # The text of an event, in which quotes have backslashes.
 _TEXT = re.compile(rb'"(?:content|text)":"([^"\\]*)"')
@@ -33,56 +32,25 @@ type Read = Callable[[bytes], None]
 type QuickReader = Callable[[ChunkReader, Read, Read, Callable[[], None]], Read]
 
 
-class StreamRelay:
-    """Takes what the engine sends and gives what the client gets. One attempt, one relay.
+class StreamRelay(EventRelay):
+    """A stream of completions: events that only carry text, then a reason to finish, usage, `[DONE]`.
 
-    Until the first content nothing is given (`committed` is false), so that another engine may still be
-    tried. After it, blocks of whole events pass as they came; only blocks in which a substring says that
-    usage, an end or an error is near are taken apart.
+    After the first content, blocks of whole events pass as they came; only blocks in which a substring says
+    that usage, an end or an error is near are taken apart.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_event_max",
-        "_held",
-        "_hide_usage",
-        "committed",
-        "done",
-        "error",
-        "finished",
-        "rest",
-        "tokens",
-        "usage",
-    )
-
-    events = True
-    failed = False
-    began: sse.EngineUsage | None = None
-    id: str | None = None
+    __slots__ = ("_hide_usage", "finished")
 
     def __init__(self, *, chunked: bool, hide_usage: bool, event_max_bytes: int) -> None:
         """`chunked`: the client takes chunks. `hide_usage`: it did not ask for the usage event."""
-        self._chunked = chunked
+        super().__init__(chunked=chunked, event_max_bytes=event_max_bytes)
         self._hide_usage = hide_usage
-        self._event_max = event_max_bytes
-        self._held: list[bytes] = []
-        self.rest: bytes | bytearray = b""
-        self.committed = False
-        self.done = False
         self.finished = False
-        self.tokens = 0
-        self.usage: sse.EngineUsage | None = None
-        self.error: bytes | None = None
 
     @property
     def complete(self) -> bool:
         """Whether the stream said that it is over: `[DONE]`, or a reason to finish."""
         return self.done or self.finished
-
-    @property
-    def too_large(self) -> bool:
-        """Whether an event is larger than any may be."""
-        return len(self.rest) > self._event_max
 
     def block(self, block: bytes, whole: bool) -> bytes:
         """Complete chunks as they came → what to write now, framed for the client."""
@@ -148,45 +116,7 @@ class StreamRelay:
 
         return read
 
-    def body(self, data: bytes) -> bytes:
-        """Content without framing → what to write now, framed for the client."""
-        rest = self.rest
-        if rest:
-            if not sse.ends(rest[-3:] + data):
-                # What was searched for an end once is not searched again with each piece of a long event.
-                self.rest = rest if isinstance(rest, bytearray) else bytearray(rest)
-                self.rest += data
-                return self._give([])
-            data = bytes(rest) + data
-        events, self.rest = sse.split(data)
-        passed: list[bytes] = []
-        for event in events:
-            if self._look(event):
-                passed.append(event)
-        return self._give(passed)
-
-    def end(self) -> bytes:
-        """The engine's stream ended as HTTP wants it: what is left, if its last blank line is missing."""
-        rest, self.rest = bytes(self.rest), b""
-        passed = [rest] if rest and self._look(rest) else []
-        if self.complete:
-            self.committed = True
-        return self._give(passed)
-
-    def _give(self, passed: list[bytes]) -> bytes:
-        if self._held or not self.committed:
-            self._held += passed
-            # Metadata without end is no reason to hold everything: give up the chance of another engine.
-            if not self.committed and sum(map(len, self._held)) <= _HELD_MAX:
-                return b""
-            self.committed = True
-            passed, self._held = self._held, []
-        content = b"".join(passed)
-        return frame(content) if self._chunked else content
-
     def _look(self, event: bytes) -> bool:
-        # Whether the client gets it. After an error nothing follows, also no `[DONE]` that would commit it:
-        # the gateway tells it, in words that every client understands.
         if self.error is not None:
             return False
         said = sse.read(event)
