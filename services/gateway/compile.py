@@ -19,9 +19,9 @@ import cortex_gateway
 MODULES = (
     *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "estimate"),
     *("event_relay", "exchange", "gateway", "gist", "heads", "incoming", "journal", "key_limits", "keys"),
-    *("limits", "line", "open_requests", "pipeline", "pool", "prefix", "protocol", "quick", "recall"),
-    *("recorder", "relay", "rerouting", "stats", "sticky", "sweep", "table", "typed", "upstream"),
-    *("usage_log", "wire"),
+    *("large_body", "limits", "line", "open_requests", "pipeline", "pool", "prefix", "protocol", "quick"),
+    *("recall", "recorder", "relay", "rerouting", "sse", "stats", "sticky", "sweep", "table", "typed"),
+    *("upstream", "usage_log", "wire"),
 )
 
 _SETUP = """\

@@ -111,27 +111,35 @@ class Attempts(Ending, Answerer):
             self._deadline = self._total_deadline
         try:
             head, body = self._written()
+            large = self._large if body is None else None
         except Exception as error:  # noqa: BLE001 (a bug must end this one request, not who gave it its slot)
             _log.error("attempts.bug", error=repr(error))
             self._give_up(errors.internal_error())
             return
-        connection.send(self, head, body)
+        if large is not None:
+            connection.send_pieces(self, head, large.buffers())
+        else:
+            connection.send(self, head, body or b"")
         if self._client.congested:
             self.pause()
 
-    def _written(self) -> tuple[bytes, bytes]:
-        endpoint, body = self._endpoint(), self._body
-        if endpoint.model is not None and endpoint.model != self._model:
-            body = self._hot.with_model(body, endpoint.model)
-        elif endpoint.model is None and self._model != self._route.name:
-            body = self._hot.with_model(body, self._route.name)
-        if self._hot.remembers:
-            body = self._named(body, endpoint)
+    def _written(self) -> tuple[bytes, bytes | None]:
+        # (head, body); None: a large body that goes as it came.
+        endpoint = self._endpoint()
+        model = self._route.name if endpoint.model is None else endpoint.model
+        body = None
+        if model != self._model or self._hot.remembers or self._large is None:
+            body = self._body
+            if model != self._model:
+                body = self._hot.with_model(body, model)
+            if self._hot.remembers:
+                body = self._named(body, endpoint)
         passed = self._passed
         if passed is None:
             passed = self._passed = passed_lines(self._headers, self._hot.content_type(self._headers))
         fixed = endpoint.head(self._path)
-        return request_head(fixed, passed, self._record.request_id.encode(), len(body)), body
+        size = self._body_size() if body is None else len(body)
+        return request_head(fixed, passed, self._record.request_id.encode(), size), body
 
     def _named(self, body: bytes, endpoint: Endpoint) -> bytes:
         # vLLM lets the caller name a response: with a name of ours, any gateway knows where it is.

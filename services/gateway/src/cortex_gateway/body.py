@@ -65,6 +65,7 @@ _Plain = msgspec.defstruct(
     gc=False,
 )
 
+USAGE_FIELD = b'"stream_options":{"include_usage":true}'
 NAME_MAX = 1024
 _PLAIN: msgspec.json.Decoder[Wanted] = msgspec.json.Decoder(cast("type[Wanted]", _Plain))
 _WANTED = msgspec.json.Decoder(Wanted)
@@ -80,12 +81,9 @@ _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("' + _ESCAPED + rb'")', re.D
 def read(body: bytes) -> Wanted | ApiError:
     """What the body says, or the error to answer: malformed, not an object, no model, a wrong type."""
     if len(body) >= SMALL_BYTES:
-        try:
-            wanted = _PLAIN.decode(gist(body))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass  # it may be the gist's fault
-        else:
-            return check_name(wanted.model) or wanted
+        found = read_gist(gist(body))
+        if found is not None:
+            return found
     try:
         try:
             wanted = _PLAIN.decode(body)
@@ -99,6 +97,15 @@ def read(body: bytes) -> Wanted | ApiError:
         return invalid_request("The request body is nested too deeply.")
     except UnicodeDecodeError:
         return invalid_request("The request body is not valid UTF-8.")
+    return check_name(wanted.model) or wanted
+
+
+def read_gist(gist: bytes) -> Wanted | ApiError | None:
+    """What a body of this gist says; None if the gist is not enough."""
+    try:
+        wanted = _PLAIN.decode(gist)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     return check_name(wanted.model) or wanted
 
 
@@ -207,7 +214,7 @@ def _ends_outermost(body: bytes, key: int, end: int) -> bool:
 def with_usage(body: bytes, options: StreamOptions | msgspec.UnsetType | None) -> bytes:
     """The body of a stream with `stream_options.include_usage` true; other options are kept."""
     if options is msgspec.UNSET:
-        return _added(body, b'"stream_options":{"include_usage":true}')
+        return _added(body, USAGE_FIELD)
     for key, start, end in reversed(spans(body)):
         if key == "stream_options":
             try:
@@ -218,7 +225,7 @@ def with_usage(body: bytes, options: StreamOptions | msgspec.UnsetType | None) -
             # Without include_usage it means nothing: the client must not get usage that it did not ask for.
             merged.pop("continuous_usage_stats", None)
             return b"".join((body[:start], msgspec.json.encode(merged), body[end:]))
-    return _added(body, b'"stream_options":{"include_usage":true}')
+    return _added(body, USAGE_FIELD)
 
 
 def _added(body: bytes, field: bytes) -> bytes:
@@ -252,10 +259,19 @@ def doubles_model(body: bytes) -> bool:
     Readers differ in which one counts, so such a body could name an allowed model to the gateway and
     another to the engine.
     """
-    _names.clear()
-    try:
-        _NAMED.decode(gist(body))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    doubles = gist_doubles_model(gist(body))
+    if doubles is None:
         _names.clear()
         _NAMED.decode(body)
+        doubles = len(_names) > 1
+    return doubles
+
+
+def gist_doubles_model(gist: bytes) -> bool | None:
+    """The same of a body of this gist; None if the gist is not enough."""
+    _names.clear()
+    try:
+        _NAMED.decode(gist)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
     return len(_names) > 1

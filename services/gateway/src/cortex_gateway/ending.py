@@ -6,16 +6,17 @@ from enum import IntEnum
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
 
-from cortex_gateway import sse
 from cortex_gateway.balance import Affinity
 from cortex_gateway.body import Wanted
 from cortex_gateway.chunks import LAST, frame
+from cortex_gateway.completions import EngineUsage
 from cortex_gateway.dialling import Dial
 from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.errors import ApiError
 from cortex_gateway.incoming import Incoming
 from cortex_gateway.key_limits import Hold
 from cortex_gateway.keys import Key
+from cortex_gateway.large_body import LargeBody
 from cortex_gateway.meter import Outcome, Record
 from cortex_gateway.paths import HotPath, Relay
 from cortex_gateway.stats import OperationStats
@@ -84,7 +85,6 @@ class Ending(ABC):
         "_attempts",
         "_attempts_before",
         "_begun",
-        "_body",
         "_buffer",
         "_buffered",
         "_chunked",
@@ -104,8 +104,10 @@ class Ending(ABC):
         "_hide_usage",
         "_hold",
         "_hot",
+        "_joined",
         "_key",
         "_kind",
+        "_large",
         "_model",
         "_overhead",
         "_passed",
@@ -161,7 +163,8 @@ class Ending(ABC):
         self._headers = incoming.headers
         self._passed: bytes | None = incoming.passed
         self._told_id: bytes | None = incoming.told_id
-        self._body = incoming.take_body()
+        self._large: LargeBody | None = incoming.take_large_body()
+        self._joined = b"" if self._large is not None else incoming.take_body()
         self._chunked = not incoming.http10  # whether the client understands chunked answers
         self._phase = Phase.NEW
         self._begun = gateway.time()
@@ -199,6 +202,21 @@ class Ending(ABC):
         self._status = 0
         self._row = -1
         self._quiet_since = self._begun
+
+    @property
+    def _body(self) -> bytes:
+        # The request's body in one piece, into which a large one is made if it must be.
+        large = self._large
+        if large is not None:
+            self._body = large.joined()
+        return self._joined
+
+    @_body.setter
+    def _body(self, body: bytes) -> None:
+        self._joined, self._large = body, None
+
+    def _body_size(self) -> int:
+        return self._large.size if self._large is not None else len(self._joined)
 
     @abstractmethod
     def admitted(self, slot: Slot) -> None:
@@ -272,7 +290,7 @@ class Ending(ABC):
         status: int,
         outcome: Outcome,
         last: bytes = b"",
-        usage: sse.EngineUsage | None = None,
+        usage: EngineUsage | None = None,
         *,
         error: ApiError | None = None,
         cut: bool = False,
@@ -319,9 +337,7 @@ class Ending(ABC):
             self._route.stats.answer_overhead.observe(perf_counter() - ended)
         client.finished()
 
-    def _fill(
-        self, status: int, outcome: Outcome, usage: sse.EngineUsage | None, relay: Relay | None
-    ) -> None:
+    def _fill(self, status: int, outcome: Outcome, usage: EngineUsage | None, relay: Relay | None) -> None:
         record, stats = self._record, self._route.stats
         seconds = self._gateway.time() - self._begun
         record.status, record.outcome = status, outcome
@@ -375,9 +391,9 @@ class Ending(ABC):
         tokens = record.prompt_tokens + record.completion_tokens
         used = tokens
         if record.source == "engine":
-            estimate.learn(len(self._body), record.prompt_tokens, record.completion_tokens)
+            estimate.learn(self._body_size(), record.prompt_tokens, record.completion_tokens)
         elif self._attempts and not record.prompt_tokens:
-            used += estimate.prompt(len(self._body))  # an engine has read it
+            used += estimate.prompt(self._body_size())  # an engine has read it
         hold.end(used, tokens, self._gateway.time())
 
     def _let_go(self) -> None:

@@ -4,6 +4,7 @@ from typing import Final
 
 from cortex_gateway import sse
 from cortex_gateway.chunks import frame
+from cortex_gateway.completions import EngineUsage
 
 _HELD_MAX_BYTES: Final = 64 * 1024
 
@@ -43,8 +44,8 @@ class EventRelay:
         self.done: bool = False
         self.failed: bool = False
         self.tokens: int = 0
-        self.usage: sse.EngineUsage | None = None
-        self.began: sse.EngineUsage | None = None
+        self.usage: EngineUsage | None = None
+        self.began: EngineUsage | None = None
         self.error: bytes | None = None
         self.id: str | None = None
 

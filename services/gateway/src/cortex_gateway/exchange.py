@@ -38,7 +38,7 @@ class Exchange(Rerouting):
         hot = self._hot
         if hot.shape.id_header is not None:
             self._extra = [(hot.shape.id_header, self._shown)]
-        wanted = hot.read(self._body)
+        wanted = self._read()
         if isinstance(wanted, ApiError):
             self._refuse(wanted)
             return
@@ -78,9 +78,22 @@ class Exchange(Rerouting):
         # Why a key for some models may not have this one.
         if not (self._key.allows(route.name) or self._key.allows(wanted.model)):
             return errors.forbidden_model(wanted.model)
-        if self._hot.doubles_model(self._body):
+        if self._doubles_model():
             return errors.invalid_request("`model` is given twice.", param="model")
         return None
+
+    def _read(self) -> Wanted | ApiError:
+        large = self._large
+        if large is not None:
+            wanted = self._hot.read_gist(large.gist())
+            if wanted is not None:
+                return wanted
+        return self._hot.read(self._body)
+
+    def _doubles_model(self) -> bool:
+        large = self._large
+        doubles = None if large is None else self._hot.gist_doubles_model(large.gist())
+        return self._hot.doubles_model(self._body) if doubles is None else doubles
 
     def _others(self, response: str) -> list[Endpoint]:
         # All engines but the one that keeps a response that goes on.
@@ -120,7 +133,7 @@ class Exchange(Rerouting):
     def _limited(self, limits: KeyLimits, wanted: Wanted, own: str) -> bool:
         # Whether it may go on at once.
         most = wanted.max_completion_tokens or wanted.max_tokens or wanted.max_output_tokens
-        hold = limits.admit(self._route.estimate.tokens(len(self._body), most, wanted.n), self._begun, self)
+        hold = limits.admit(self._route.estimate.tokens(self._body_size(), most, wanted.n), self._begun, self)
         if isinstance(hold, ApiError):
             self._refuse(hold)
             return False

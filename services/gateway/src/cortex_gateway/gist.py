@@ -21,10 +21,23 @@ def gist(body: bytes) -> bytes:
     An image in base64 may be megabytes, a text a quarter of one: to read them as JSON takes several times as
     long as to see that they have no quote, and are therefore all within one text, or all outside of texts.
     """
+    return gist_of([body], 0)
+
+
+def gist_of(pieces: list[bytes], start: int) -> bytes:
+    """The gist of a body in pieces, of which the first has something else before `start`."""
     kept: list[bytes] = []
-    end, size = 0, len(body)
+    for piece in pieces:
+        _cut(piece, start, kept)
+        start = 0
+    return b"".join(kept)
+
+
+def _cut(body: bytes, end: int, kept: list[bytes]) -> None:
+    # From `end` on. Of each piece the beginning is kept, and the end if it is in a long text.
+    size = len(body)
     find = body.find
-    position = _PIECE_BYTES
+    position = end + _PIECE_BYTES
     while position + _PIECE_BYTES <= size:
         piece_end = position + _PIECE_BYTES
         if find(b'"', position, piece_end) >= 0:
@@ -39,10 +52,7 @@ def gist(body: bytes) -> bytes:
             kept.append(CUT)
             end = until
         position = quote + 1
-    if not kept:
-        return body
-    kept.append(body[end:])
-    return b"".join(kept)
+    kept.append(body[end:] if end else body)
 
 
 def _after_escape(body: bytes, position: int) -> int:

@@ -6,7 +6,9 @@ from typing import Any, Final, cast
 import httptools
 
 from cortex_gateway.errors import ApiError, invalid_request
+from cortex_gateway.gist import SMALL_BYTES
 from cortex_gateway.keys import Key, digest_of
+from cortex_gateway.large_body import LargeBody, is_large
 from cortex_gateway.paths import HOT_PATHS, STORED_PREFIX, HotPath, stored_path
 from cortex_gateway.wire import HeaderList, passed_lines, sane_id
 
@@ -52,6 +54,7 @@ class Incoming:
         "patience",
         "refusal",
         "size",
+        "start",
         "told_id",
         "traceparent",
         "url",
@@ -61,7 +64,8 @@ class Incoming:
         self.method = b""
         self.url = b""
         self.headers: HeaderList = []
-        self.parts: list[bytes | bytearray | memoryview] = []
+        self.parts: list[bytes | bytearray] = []
+        self.start = 0  # of the body in the first part, before which is its head
         self.size = 0
         self.head_done = False
         self.complete = False
@@ -115,8 +119,25 @@ class Incoming:
     def take_body(self) -> bytes:
         """The pieces joined, once: an open connection does not keep the body of its last request."""
         parts, self.parts = self.parts, []
-        first = parts[0] if len(parts) == 1 else None
-        return first if isinstance(first, bytes) else b"".join(parts)
+        if not parts:
+            return b""
+        first, start = parts[0], self.start
+        if len(parts) == 1 and isinstance(first, bytes):
+            return first[start:] if start else first
+        return b"".join((memoryview(first)[start:], *parts[1:]))
+
+    def take_large_body(self) -> LargeBody | None:
+        """The body in its pieces, if it is so large that they are better not joined; else `take_body`."""
+        parts = self.parts
+        if self.size < SMALL_BYTES or not is_large(len(parts), self.size):
+            return None
+        pieces: list[bytes] = []
+        for part in parts:
+            if not isinstance(part, bytes):
+                return None
+            pieces.append(part)
+        self.parts = []
+        return LargeBody(pieces, self.start, self.size)
 
 
 def check_head(incoming: Incoming, head_max_bytes: int) -> ApiError | None:

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 from cortex_gateway import body as request_body
 from cortex_gateway import forms, shapes, tokens, usage
 from cortex_gateway.body import Wanted
+from cortex_gateway.completions import EngineUsage
 from cortex_gateway.dialect import LLAMACPP, VLLM, Dialect
 from cortex_gateway.errors import ApiError
 from cortex_gateway.relay import QuickReader, StreamRelay
 from cortex_gateway.shapes import Shape
-from cortex_gateway.sse import EngineUsage
 from cortex_gateway.typed import MessagesRelay, PassRelay, ResponsesRelay
 from cortex_gateway.wire import JSON_TYPE, HeaderList, find
 
@@ -164,6 +164,14 @@ class HotPath:
         if self.form and forms.is_form(body):
             return forms.doubles_model(body)
         return request_body.doubles_model(body)
+
+    def read_gist(self, gist: bytes) -> Wanted | ApiError | None:
+        """What a body of this gist wants; None: the body itself is to be read."""
+        return None if self.form else request_body.read_gist(gist)
+
+    def gist_doubles_model(self, gist: bytes) -> bool | None:
+        """Whether a body of this gist names a model more than once; None: the body itself is to be read."""
+        return None if self.form else request_body.gist_doubles_model(gist)
 
     def content_type(self, headers: HeaderList) -> bytes:
         """The type under which a body goes to an engine."""

@@ -14,6 +14,7 @@ from cortex_shared.logs import get_logger
 
 from cortex_gateway import errors
 from cortex_gateway.errors import ApiError, invalid_request
+from cortex_gateway.gist import SMALL_BYTES
 from cortex_gateway.heads import Known
 from cortex_gateway.incoming import Head, Incoming, around_too_large, check_head, head_too_large, hot_path
 from cortex_gateway.pipeline import DISCARD_MAX, Pipeline
@@ -117,16 +118,24 @@ class GatewayProtocol(Pipeline):
         incoming.size = length
         if have == length:
             if have:
-                incoming.parts.append(data[start:])
+                self._add_first(incoming, data, start)
             incoming.complete = True
             self._run(incoming)
             return True
         if have:
-            incoming.parts.append(memoryview(data)[start:])  # which is joined with what comes
+            self._add_first(incoming, data, start)
         self._left = length - have
         self._began = gateway.time()
         self._set_intake_deadline(incoming, self._began)
         return True
+
+    def _add_first(self, incoming: Incoming, data: bytes, start: int) -> None:
+        # The piece of a body that came with its head, which is left where it is if that is worth while.
+        if incoming.size < SMALL_BYTES:
+            incoming.parts.append(data[start:])
+        else:
+            incoming.parts.append(data)
+            incoming.start = start
 
     def _take_rest(self, data: bytes) -> None:
         # More of the body of a request whose head was known.

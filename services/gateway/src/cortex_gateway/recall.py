@@ -1,6 +1,7 @@
 """Recall: a request for a response that one engine keeps; it goes there, or nowhere."""
 
-from cortex_gateway import errors, sse
+from cortex_gateway import errors
+from cortex_gateway.completions import EngineUsage
 from cortex_gateway.exchange import Exchange
 from cortex_gateway.meter import Outcome
 from cortex_gateway.paths import Relay, StoredPath
@@ -44,8 +45,6 @@ class Recall(Exchange):
     def _may_retry(self) -> bool:
         return False
 
-    def _fill(
-        self, status: int, outcome: Outcome, usage: sse.EngineUsage | None, relay: Relay | None
-    ) -> None:
+    def _fill(self, status: int, outcome: Outcome, usage: EngineUsage | None, relay: Relay | None) -> None:
         # What it tells of usage was counted when it was created.
         super()._fill(status, outcome, None, None)

@@ -3,6 +3,8 @@
 import random
 from typing import Final
 
+from msgspec import UNSET
+
 from cortex_gateway import body as request_body
 from cortex_gateway import choosing, errors
 from cortex_gateway.answering import Answering
@@ -53,7 +55,9 @@ class Rerouting(Answering):
             options = wanted.stream_options
             self._hide_usage = not (isinstance(options, StreamOptions) and options.include_usage)
             if self._hide_usage:
-                self._body = request_body.with_usage(self._body, options)
+                large = self._large
+                if large is None or not (options is UNSET and large.add_field(request_body.USAGE_FIELD)):
+                    self._body = request_body.with_usage(self._body, options)
         return None
 
     def _fit(self, wanted: Wanted) -> ApiError | None:

@@ -1,88 +1,51 @@
 """Server-sent events of completions: cutting a stream into events, and what an event says."""
 
 import re
+from typing import Final
 
-import msgspec
+from cortex_gateway.completions import ERROR, EVENT, UNREADABLE, EngineUsage
 
-_END = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
-_LINE = re.compile(rb"\r\n|\n|\r")
+_END: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+_LINE: Final = re.compile(rb"\r\n|\n|\r")
 
-DONE_EVENT = b"data: [DONE]\n\n"
-
-
-class TokenDetails(msgspec.Struct):
-    """Part of the prompt that the engine had in its cache."""
-
-    cached_tokens: int | None = None
-
-
-class EngineUsage(msgspec.Struct):
-    """`usage` as engines send it."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: TokenDetails | None = None
-
-
-class _Part(msgspec.Struct):
-    content: object = None
-    reasoning_content: object = None
-    reasoning: object = None
-    refusal: object = None
-    tool_calls: object = None
-    function_call: object = None
-    audio: object = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Part | None = None
-    text: object = None
-    finish_reason: object = None
-
-
-class _Event(msgspec.Struct):
-    choices: list[_Choice] | None = None
-    usage: EngineUsage | None = None
-    error: object = None
-
-
-class Reading(msgspec.Struct):
-    """What one event says."""
-
-    content: bool = False
-    finished: bool = False
-    done: bool = False
-    only_usage: bool = False
-    usage: EngineUsage | None = None
-    error: bytes | None = None
-    opaque: bool = False
-
-
-class _Error(msgspec.Struct):
-    code: object = None
-    type: object = None
-
-
-class _ErrorEvent(msgspec.Struct):
-    error: _Error
-
+DONE_EVENT: Final = b"data: [DONE]\n\n"
 
 # vLLM ends what it gave up as if it had finished.
-_ABORTED = b'{"error":{"message":"The engine gave the request up.","type":"server_error","code":500}}'
+_ABORTED: Final = b'{"error":{"message":"The engine gave the request up.","type":"server_error","code":500}}'
 
-# msgspec reports text that is not UTF-8 in a way of its own.
-UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_EVENT = msgspec.json.Decoder(_Event)
-_ERROR = msgspec.json.Decoder(_ErrorEvent)
+
+class Reading:
+    """What one event says. `opaque`: nothing that is known here."""
+
+    __slots__ = ("content", "done", "error", "finished", "only_usage", "opaque", "usage")
+
+    def __init__(self) -> None:
+        self.content = False
+        self.finished = False
+        self.done = False
+        self.opaque = False
+        self.only_usage = False
+        self.usage: EngineUsage | None = None
+        self.error: bytes | None = None
+
+
+# All engines known here end lines with LF alone, which is found at a fraction of the cost.
 
 
 def split(buffer: bytes) -> tuple[list[bytes], bytes]:
     """(complete events with their blank line, what remains). Joined, they are the buffer again."""
     events: list[bytes] = []
     position = 0
-    for match in _END.finditer(buffer):
-        events.append(buffer[position : match.end()])
-        position = match.end()
+    if buffer.find(b"\r") < 0:
+        end = buffer.find(b"\n\n")
+        while end >= 0:
+            events.append(buffer[position : end + 2])
+            position = end + 2
+            end = buffer.find(b"\n\n", position)
+    else:
+        for match in _END.finditer(buffer):
+            events.append(buffer[position : match.end()])
+            position = match.end()
     return events, buffer[position:]
 
 
@@ -93,6 +56,10 @@ def ends(data: bytes | bytearray) -> bool:
 
 def data_of(event: bytes) -> bytes:
     """The event's data: its `data:` lines joined."""
+    size = len(event)
+    one_line = event.find(b"\n") == size - 2 and event[size - 1 :] == b"\n" and event.find(b"\r") < 0
+    if one_line and event[:6] == b"data: ":
+        return event[6 : size - 2]
     found: list[bytes] = []
     for line in _LINE.split(event):
         if line.startswith(b"data:"):
@@ -102,36 +69,34 @@ def data_of(event: bytes) -> bytes:
 
 def read(event: bytes) -> Reading:
     """What an event says; a comment says nothing, data that is no JSON object of that kind is opaque."""
-    data = data_of(event)
+    reading, data = Reading(), data_of(event)
     if not data:
-        return Reading()
-    if data.startswith(b"[DONE]"):
-        return Reading(done=True)
+        return reading
+    if data[:6] == b"[DONE]":
+        reading.done = True
+        return reading
     try:
-        found = _EVENT.decode(data)
+        found = EVENT.decode(data)
     except UNREADABLE:
-        return Reading(opaque=True)
+        reading.opaque = True
+        return reading
     if found.error:
-        return Reading(error=data)
-    content = finished = False
-    for choice in found.choices or ():
-        delta = choice.delta
-        finished = finished or choice.finish_reason is not None
-        if choice.finish_reason == "abort":
-            return Reading(error=_ABORTED)
-        content = content or bool(choice.text)
-        if delta is not None:
-            content = content or bool(
-                delta.content
-                or delta.reasoning_content
-                or delta.reasoning
-                or delta.tool_calls
-                or delta.refusal
-                or delta.function_call
-                or delta.audio
-            )
-    only_usage = found.usage is not None and not found.choices
-    return Reading(content=content, finished=finished, only_usage=only_usage, usage=found.usage)
+        reading.error = data
+        return reading
+    choices = found.choices
+    if choices:
+        for choice in choices:
+            if choice.finish_reason is not None:
+                reading.finished = True
+                if choice.finish_reason == "abort":
+                    reading.error = _ABORTED
+                    return reading
+            delta = choice.delta
+            if choice.text or (delta is not None and delta.says):
+                reading.content = True
+    reading.usage = found.usage
+    reading.only_usage = found.usage is not None and not choices
+    return reading
 
 
 _STATUSES = {
@@ -145,7 +110,7 @@ _STATUSES = {
 def status_of(error: bytes) -> int:
     """The HTTP status that an error event stands for; 500 when it does not say."""
     try:
-        found = _ERROR.decode(error).error
+        found = ERROR.decode(error).error
     except UNREADABLE:
         return 500
     if isinstance(found.code, int) and 400 <= found.code < 600:

@@ -12,6 +12,7 @@ from cortex_shared.logs import get_logger
 from cortex_gateway.chunks import ChunkReader
 from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.heads import Known
+from cortex_gateway.large_body import Buffer
 from cortex_gateway.quick import QuickReading
 from cortex_gateway.relay import QuickReader
 
@@ -158,6 +159,12 @@ class Connection:
             self._transport.write(head + body)
         else:
             self._transport.writelines((head, body))
+
+    def send_pieces(self, owner: Answerer, head: bytes, pieces: list[Buffer]) -> None:
+        """Send a request whose body is in pieces."""
+        self._owner = owner
+        self._read = self._read_head
+        self._transport.writelines((head, *pieces))
 
     def abort(self) -> None:
         """Close at once, whatever is under way; nobody is told."""

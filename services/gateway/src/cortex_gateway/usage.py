@@ -4,7 +4,7 @@ from typing import Protocol
 
 import msgspec
 
-from cortex_gateway.sse import UNREADABLE, EngineUsage, TokenDetails
+from cortex_gateway.completions import UNREADABLE, EngineUsage, TokenDetails
 
 
 class AnyUsage(msgspec.Struct):

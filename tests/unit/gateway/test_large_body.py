@@ -1,0 +1,100 @@
+"""LargeBody: however a body was cut, it is read and sent as it is."""
+
+import itertools
+import json
+from typing import Any
+
+import msgspec
+from cortex_gateway import body
+from cortex_gateway.body import USAGE_FIELD
+from cortex_gateway.errors import ApiError
+from cortex_gateway.incoming import Incoming
+from cortex_gateway.large_body import LargeBody, is_large
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+_LONG = st.integers(2_000, 30_000)
+_TEXTS = st.one_of(
+    _LONG.map(lambda n: "A9+/" * (n // 4)),
+    _LONG.map(lambda n: "\\" * (n // 2)),
+    _LONG.map(lambda n: '"' * (n // 2)),
+    _LONG.map(lambda n: "\n\u00e9" * (n // 4)),
+    st.tuples(_LONG, st.integers(1, 5), _LONG).map(lambda t: "a" * t[0] + "\\" * t[1] + '"' + "b" * t[2]),
+    st.sampled_from(["", "model", "}"]),
+)
+
+
+@st.composite
+def _bodies(draw: st.DrawFn) -> tuple[bytes, LargeBody]:
+    names = st.sampled_from(["user", "messages", "a", "b"])
+    fields: dict[str, Any] = draw(st.dictionaries(names, st.lists(_TEXTS, max_size=3) | _TEXTS, max_size=3))
+    if draw(st.booleans()):
+        fields["model"] = draw(st.sampled_from(["m", ""]))
+    fields["max_tokens"] = draw(st.integers(0, 9))
+    data = json.dumps(fields, ensure_ascii=draw(st.booleans())).encode()
+    if draw(st.booleans()):
+        data = data[: draw(st.integers(1, len(data)))]
+    data += draw(st.sampled_from([b"", b" ", b"\n" * 5000]))
+    places = sorted({0, len(data), *draw(st.lists(st.integers(0, len(data)), max_size=4))})
+    pieces = [data[start:end] for start, end in itertools.pairwise(places)]
+    head = draw(st.sampled_from([b"", b"POST / HTTP/1.1\r\nx: {}\r\n\r\n", b'"}' * 3000]))
+    pieces[0] = head + pieces[0]
+    return data, LargeBody(pieces, len(head), len(data))
+
+
+def _fields(said: body.Wanted) -> dict[str, Any]:
+    return {name: getattr(said, name) for name in body.Wanted.__struct_fields__}
+
+
+@settings(max_examples=200)
+@given(_bodies())
+def test_what_is_read_and_sent_is_the_body(both: tuple[bytes, LargeBody]) -> None:
+    data, large = both
+    assert large.joined() == data
+    assert b"".join(large.buffers()) == data
+    told, whole = body.read_gist(large.gist()), body.read(data)
+    if isinstance(told, ApiError):
+        assert isinstance(whole, ApiError)
+        assert told.message == whole.message
+    elif told is not None:
+        assert not isinstance(whole, ApiError)
+        assert _fields(told) == _fields(whole)
+        assert body.gist_doubles_model(large.gist()) in (None, body.doubles_model(data))
+        if large.add_field(USAGE_FIELD):
+            edited = body.with_usage(data, msgspec.UNSET)
+            assert (large.joined(), large.size) == (edited, len(edited))
+            assert b"".join(large.buffers()) == edited
+            assert not large.add_field(USAGE_FIELD)
+
+
+def test_texts_are_passed_over_in_every_piece() -> None:
+    text = b"x" * 100_000
+    large = LargeBody([b'head{"messages":"' + text, text, text + b'","model":"m"}'], 4, 300_030)
+    assert len(large.gist()) < 30_000
+    said = body.read_gist(large.gist())
+    assert isinstance(said, body.Wanted)
+    assert said.model == "m"
+
+
+def test_what_is_left_in_pieces() -> None:
+    assert is_large(1, 16 * 1024)
+    assert not is_large(1, 16 * 1024 - 1)
+    assert is_large(64, 1_000_000)
+    assert not is_large(65, 1_000_000)
+    assert not is_large(20, 64 * 1024)
+
+    def take(size: int, *parts: bytes, start: int = 0) -> tuple[bool, bytes]:
+        incoming = Incoming()
+        incoming.parts += parts
+        incoming.start, incoming.size = start, size
+        large = incoming.take_large_body()
+        taken = incoming.take_body() if large is None else large.joined()
+        assert incoming.parts == []
+        return large is not None, taken
+
+    a, b = b"a" * 20_000, b"b" * 9_000
+    assert take(29_000, a, b) == (True, a + b)
+    assert take(29_000, b"head" + a, b, start=4) == (True, a + b)
+    assert take(9_000, b"head" + b, start=4) == (False, b)
+    assert take(20_000, *(a[at : at + 100] for at in range(0, 20_000, 100))) == (False, a)
+    assert take(0) == (False, b"")
