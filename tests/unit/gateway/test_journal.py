@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def test_a_segment_stays_until_it_is_removed(tmp_path: Path) -> None:
     journal.append(b"{2}")
     (segment,) = journal.segments()
     journal.append(b"{3}")
-    assert segment.read_bytes() == b"{1}\n{2}\n"
+    assert journal.read(segment) == b"{1}\n{2}\n"
     assert journal.segments()[0] == segment
     for path in journal.segments():
         journal.remove(path)
@@ -56,13 +57,13 @@ def test_a_bus_that_may_have_lost_what_it_had_gets_it_again(tmp_path: Path) -> N
     assert journal.segments() == []
     assert journal.again()
     journal.append(b"{2}")
-    assert [path.read_bytes() for path in journal.segments()] == [b"{1}\n", b"{2}\n"]
+    assert [journal.read(path) for path in journal.segments()] == [b"{1}\n", b"{2}\n"]
     assert [journal.is_new(path) for path in journal.segments()] == [False, True]
     assert (journal.size_bytes, journal.uncounted_bytes) == (8, 0)
     assert not journal.counted(100)  # sequences of the life before
     journal.sent(segment, 1)
     assert journal.counted(2)
-    assert [path.read_bytes() for path in journal.segments()] == [b"{2}\n"]
+    assert [journal.read(path) for path in journal.segments()] == [b"{2}\n"]
     journal.close()
 
 
@@ -93,7 +94,7 @@ def test_what_was_sent_makes_room_for_what_was_not(tmp_path: Path) -> None:
     assert journal.uncounted_bytes == 0
     assert not journal.append(b"{}")
     assert journal.lost == 1
-    assert b"x" not in b"".join(path.read_bytes() for path in journal.segments())
+    assert b"x" not in b"".join(journal.read(path) for path in journal.segments())
     journal.close()
 
 
@@ -106,7 +107,7 @@ def test_what_an_ended_process_left_comes_first(tmp_path: Path) -> None:
     old.close()
     new = Journal(tmp_path, "new", max_bytes=_ROOMY)
     new.append(b"{new}")
-    assert [path.read_bytes() for path in new.segments()] == [b"{old}\n", b"{new}\n"]
+    assert [new.read(path) for path in new.segments()] == [b"{old}\n", b"{new}\n"]
     for path in new.segments():
         new.remove(path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "running"]
@@ -140,8 +141,8 @@ def test_a_disk_without_room_for_another_segment_loses_what_came_last(tmp_path: 
     assert journal.lost == 2
     assert journal.append(record)
     first, second = journal.segments()
-    assert first.read_bytes() == (record + b"\n") * 2 + b"{3}\n"
-    assert second.read_bytes() == record + b"\n"
+    assert journal.read(first) == (record + b"\n") * 2 + b"{3}\n"
+    assert journal.read(second) == record + b"\n"
     journal.close()
 
 
@@ -151,7 +152,7 @@ def test_a_record_larger_than_a_segment(tmp_path: Path) -> None:
     assert journal.append(b"{1}")
     assert journal.append(record)
     assert journal.append(b"{2}")
-    assert b"".join(path.read_bytes() for path in journal.segments()) == b"{1}\n" + record + b"\n{2}\n"
+    assert b"".join(journal.read(path) for path in journal.segments()) == b"{1}\n" + record + b"\n{2}\n"
     journal.close()
 
 
@@ -181,7 +182,7 @@ def test_a_segment_that_cannot_be_begun_leaves_the_old_one_in_use(tmp_path: Path
     assert (tmp_path / "other").read_bytes() == b""
     shutil.move(tmp_path / "away", journal.folder)
     (segment,) = journal.segments()
-    assert segment.read_bytes() == b"{1}\n{2}\n"
+    assert journal.read(segment) == b"{1}\n{2}\n"
     journal.close()
 
 
@@ -204,3 +205,25 @@ def test_open_requests_can_be_read_from_outside(tmp_path: Path) -> None:
     table.end(second)
     table.close()
     assert list(left_open(tmp_path / "none")) == []
+
+
+def test_files_of_closed_segments_are_closed_whoever_reads(tmp_path: Path) -> None:
+    def open_files() -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+    journal = Journal(tmp_path, "a", max_bytes=_ROOMY)
+    before = open_files()
+    for number in range(40):  # nobody reads: the bus is away
+        journal.append(b"{%d}" % number)
+        journal.segments()
+    assert open_files() <= before + 10
+    with ThreadPoolExecutor(4) as readers:
+        read = list(readers.map(journal.read, journal.segments()))
+    assert read == [b"{%d}\n" % number for number in range(40)]
+    assert open_files() == before
+    journal.append(b"{40}")
+    journal.segments()
+    journal.close()
+    assert open_files() < before
+    left = sorted(path.read_bytes() for path in journal.folder.glob("*.usage"))
+    assert left == sorted(b"{%d}\n" % number for number in range(41))

@@ -118,7 +118,7 @@ class Meter:
         return self.journal.lost
 
     async def run(self, bus: Bus) -> None:
-        """Send what is journalled, about every half second while there is anything, until cancelled."""
+        """Send what is journalled, about every second while there is anything, until cancelled."""
         first, last = _RETRY_SECONDS
         wait = first
         looked, look = -inf, _LOOK_SECONDS[0]
@@ -177,7 +177,7 @@ class Meter:
             life = self._life
             name = f"{segment.parent.name}-{segment.stem}"
             try:
-                data = await to_thread.run_sync(segment.read_bytes)
+                data = await to_thread.run_sync(self.journal.read, segment)
             except FileNotFoundError:
                 # Some tidying of temporary files took it: the rest is still to be sent.
                 _log.error("meter.segment_gone", segment=segment.name)

@@ -143,7 +143,11 @@ class MeterSettings(BaseModel):
         "Standing alone: bound of the usage files, of which the oldest are removed and counted.",
     )
     flush_seconds: float = Field(
-        default=0.5, gt=0, le=60, description="Longest wait of a record for its batch."
+        default=1.0,
+        gt=0,
+        le=60,
+        description="Longest wait of a record for its batch. It is safe in the journal meanwhile, and each "
+        "batch costs the requests that it meets up to a millisecond.",
     )
     open_max: int = Field(
         default=4096, ge=16, le=65536, description="Open requests that the table of open requests can hold."
