@@ -21,7 +21,7 @@ MODULES = (
     *("event_relay", "exchange", "gateway", "gist", "heads", "incoming", "journal", "key_limits", "keys"),
     *("large_body", "limits", "line", "open_requests", "pipeline", "pool", "prefix", "protocol", "quick"),
     *("recall", "recorder", "relay", "rerouting", "sse", "stats", "sticky", "sweep", "table", "typed"),
-    *("upstream", "usage_log", "wire"),
+    *("upstream", "usage_log", "usage_record", "wire"),
 )
 
 _SETUP = """\

@@ -21,10 +21,10 @@ from typing import Any, cast
 import h11
 from cortex_gateway import gateway
 from cortex_gateway.gateway import Gateway
-from cortex_gateway.meter import Record
 from cortex_gateway.protocol import GatewayProtocol
 from cortex_gateway.settings import Settings
 from cortex_gateway.trace import Tracer
+from cortex_gateway.usage_record import RecordWriter, UsageRecord
 from cortex_shared.contracts.keys import KeyRecord, hash_key
 from cortex_shared.contracts.routes import Endpoint, Route, RoutePolicy, RoutingTable, TimeLimits
 from uvicorn.config import Config
@@ -73,18 +73,18 @@ class Recorder:
         self.open: set[int] = set()
         self.begun = self.ended = 0
 
-    def begin(self, record: Record) -> int:
+    def begin(self, record: UsageRecord) -> int:
         self.begun += 1
         self.open.add(self.begun)
         return self.begun
 
-    def end(self, row: int, record: Record) -> None:
+    def end(self, row: int, record: UsageRecord) -> None:
         if row not in self.open:
             raise Broken("a record ends that is not open")
         self.open.remove(row)
         self.ended += 1
         if not record.outcome or not record.source or not 100 <= record.status < 600:
-            raise Broken(f"a record that says nothing: {record}")
+            raise Broken(f"a record that says nothing: {RecordWriter().ended(record)!r}")
 
 
 class _Bugs:

@@ -5,13 +5,12 @@ import os
 import signal
 from collections import Counter
 from collections.abc import AsyncGenerator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from cortex_gateway.meter import Meter, Record
+from cortex_gateway.meter import Meter
 from cortex_gateway.settings import MeterSettings
 from cortex_shared.bus import Bus
 from cortex_shared.contracts.evidence import SUBJECTS, GatewayEvidence
@@ -26,6 +25,7 @@ from nats.aio.msg import Msg
 from tests.fakes.upstream import Reply, Upstream
 from tests.integration.gateway.harness import Answer, Raw, chat, key_record, request, route, table, until
 from tests.integration.gateway.process import GatewayProcess, bus_with_usage
+from tests.records import finished
 from tests.servers import ServersUnderTest
 
 
@@ -228,8 +228,7 @@ async def test_a_segment_that_somebody_removed_does_not_keep_the_rest(
 ) -> None:
     meter = Meter(tmp_path, "gateway-test", MeterSettings(flush_seconds=0.05))
     for number in range(2):
-        at, path = datetime.now(UTC), "/v1/completions"
-        record = Record(f"r{number}", at, 1, "m", path, 200, "done", "engine", 0.1)
+        record = finished(f"r{number}")
         meter.recorder.end(meter.recorder.begin(record), record)
         if number == 0:
             (segment,) = meter.journal.segments()
@@ -252,8 +251,7 @@ async def test_what_the_bus_has_is_kept_until_it_is_counted(
         group.start_soon(bus.run)
         group.start_soon(meter.run, bus)
         for number in range(3):
-            at, path = datetime.now(UTC), "/v1/completions"
-            record = Record(f"r{number}", at, 1, "m", path, 200, "done", "engine", 0.1)
+            record = finished(f"r{number}")
             meter.recorder.end(meter.recorder.begin(record), record)
             await until(lambda number=number: meter.records_sent == number + 1)
         kept = meter.uncounted_bytes

@@ -3,14 +3,15 @@
 import json
 import os
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from threading import enumerate as threads
 
 from cortex_gateway.journal import adopt
-from cortex_gateway.meter import Meter, Record
+from cortex_gateway.meter import Meter
 from cortex_gateway.settings import MIB, MeterSettings
 from cortex_gateway.usage_log import UsageLog
+
+from tests.records import finished
 
 _ROOMY = 64 * MIB
 
@@ -21,11 +22,6 @@ def ids(folder: Path) -> Counter[str]:
     return Counter(
         json.loads(line)["request_id"] for file in files for line in file.read_bytes().splitlines()
     )
-
-
-def record(name: str) -> Record:
-    """A finished request."""
-    return Record(name, datetime.now(UTC), 1, "m", "/v1/completions", 200, "done", "engine", 0.1)
 
 
 def meter(folder: Path, process: str, *, max_bytes: int = _ROOMY) -> Meter:
@@ -41,7 +37,7 @@ def die(process: Meter) -> None:
 
 def test_a_finished_request_is_in_a_file_at_once(tmp_path: Path) -> None:
     one = meter(tmp_path, "one")
-    one.recorder.end(one.recorder.begin(record("r1")), record("r1"))
+    one.recorder.end(one.recorder.begin(finished("r1")), finished("r1"))
     assert ids(tmp_path) == {"r1": 1}
     one.close()
     assert [path.name for path in tmp_path.rglob("*")] == ["usage", "one-000001.jsonl"]
@@ -55,8 +51,8 @@ def test_nothing_is_left_of_a_process_without_requests(tmp_path: Path) -> None:
 
 def test_what_was_open_is_counted_once_and_what_was_finished_is_not_counted_again(tmp_path: Path) -> None:
     one = meter(tmp_path, "one")
-    one.recorder.begin(record("open"))
-    one.recorder.begin(record("written"))
+    one.recorder.begin(finished("open"))
+    one.recorder.begin(finished("written"))
     # Killed after the record was written, before its row was freed.
     one.journal.append(b'{"request_id":"written"}')
     die(one)
@@ -70,7 +66,7 @@ def test_what_was_open_is_counted_once_and_what_was_finished_is_not_counted_agai
 
 def test_dying_while_taking_over_counts_nothing_twice(tmp_path: Path) -> None:
     one = meter(tmp_path, "one")
-    one.recorder.begin(record("open"))
+    one.recorder.begin(finished("open"))
     table = (tmp_path / "one" / "open.table").read_bytes()
     die(one)
     two = meter(tmp_path, "two")
@@ -90,7 +86,7 @@ def test_the_oldest_go_when_there_is_no_room(tmp_path: Path) -> None:
     one = meter(tmp_path, "one", max_bytes=1 * MIB)
     count = 12_000
     for number in range(count):
-        one.recorder.end(-1, record(f"r{number}"))
+        one.recorder.end(-1, finished(f"r{number}"))
     for thread in threads():
         if thread.name == "usage-log-trim":
             thread.join()

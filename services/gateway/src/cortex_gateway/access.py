@@ -5,8 +5,8 @@ from collections.abc import Callable
 from cortex_shared.logs import get_logger
 
 from cortex_gateway.errors import ApiError
-from cortex_gateway.meter import Record
 from cortex_gateway.settings import GatewayLogSettings
+from cortex_gateway.usage_record import UsageRecord
 
 _log = get_logger("access")
 
@@ -25,7 +25,7 @@ class AccessLog:
         self._left = 0
         self._missed = 0
 
-    def ended(self, record: Record, failure: str, shown: bytes) -> None:
+    def ended(self, record: UsageRecord, failure: str, shown: bytes) -> None:
         """An accepted request ended; `failure` is empty if it was answered, `shown` the id its client saw."""
         if not self._wanted(failed=record.status >= 500 or record.outcome == "engine_failed"):
             return

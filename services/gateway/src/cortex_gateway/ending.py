@@ -17,12 +17,12 @@ from cortex_gateway.incoming import Incoming
 from cortex_gateway.key_limits import Hold
 from cortex_gateway.keys import Key
 from cortex_gateway.large_body import LargeBody
-from cortex_gateway.meter import Outcome, Record
 from cortex_gateway.paths import HotPath, Relay
 from cortex_gateway.stats import OperationStats
 from cortex_gateway.table import Route, Slot
 from cortex_gateway.trace import Span
 from cortex_gateway.upstream import Connection
+from cortex_gateway.usage_record import Outcome, UsageRecord
 from cortex_gateway.wire import HeaderList, lines_of, passed_lines
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Ending(ABC):
     _model: str
     _path: bytes
     _queued_at: float
-    _record: Record
+    _record: UsageRecord
     _route: Route
     _shown: bytes
     _total_deadline: float

@@ -1,7 +1,6 @@
 """Exchange: one request from its last byte in to its last byte out."""
 
 import time
-from datetime import UTC, datetime
 from time import perf_counter
 from typing import Final
 
@@ -14,9 +13,9 @@ from cortex_gateway.ending import Phase
 from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.errors import ApiError
 from cortex_gateway.key_limits import KeyLimits
-from cortex_gateway.meter import Record
 from cortex_gateway.rerouting import Rerouting
 from cortex_gateway.table import Route
+from cortex_gateway.usage_record import UsageRecord
 
 _log = get_logger("exchange")
 
@@ -152,12 +151,12 @@ class Exchange(Rerouting):
         if self._patience is not None and not self._stream:
             seconds = min(seconds, self._patience)  # who has given up reads no answer
         self._total_deadline = self._deadline = now + seconds
-        self._record = Record(
-            request_id=own,
-            started_at=datetime.fromtimestamp(time.time(), UTC),
-            model_id=route.model_id,
-            route=route.name,
-            path=self._hot.text,
+        self._record = UsageRecord(
+            own,
+            time.time(),
+            route.model_id,
+            route.name,
+            self._hot.text,
             key_id=self._key.id,
             key_name=self._key.name,
             stream=self._stream,

@@ -3,8 +3,8 @@
 from cortex_gateway import errors
 from cortex_gateway.completions import EngineUsage
 from cortex_gateway.exchange import Exchange
-from cortex_gateway.meter import Outcome
 from cortex_gateway.paths import Relay, StoredPath
+from cortex_gateway.usage_record import Outcome
 from cortex_gateway.wire import JSON_TYPE, passed_lines, request_head
 
 

@@ -5,6 +5,7 @@ from typing import Final, Protocol
 
 from cortex_gateway.journal import Journal
 from cortex_gateway.open_requests import OpenRequests
+from cortex_gateway.usage_record import RecordWriter, UsageRecord
 
 # So many unsent records do not wait for others. Each segment costs a file.
 MANY: Final = 2000
@@ -13,11 +14,11 @@ MANY: Final = 2000
 class Records(Protocol):
     """Who takes the records of requests."""
 
-    def begin(self, record: object) -> int:
+    def begin(self, record: UsageRecord) -> int:
         """A request was accepted; returns what `end` wants."""
         ...
 
-    def end(self, row: int, record: object) -> None:
+    def end(self, row: int, record: UsageRecord) -> None:
         """The request is over; to be called before its last byte leaves."""
         ...
 
@@ -25,30 +26,29 @@ class Records(Protocol):
 class Recorder:
     """Writes records. `some` is called with the first that is unsent, `many` with the one that makes many."""
 
-    __slots__ = ("_encode", "_journal", "_many", "_open", "_some", "_unsent")
+    __slots__ = ("_journal", "_many", "_open", "_some", "_unsent", "_writer")
 
     def __init__(
         self,
         journal: Journal,
         rows: OpenRequests,
-        encode: Callable[[object], bytes],
         some: Callable[[], None],
         many: Callable[[], None],
     ) -> None:
         self._journal = journal
         self._open = rows
-        self._encode = encode
         self._some = some
         self._many = many
         self._unsent = 0
+        self._writer = RecordWriter()
 
-    def begin(self, record: object) -> int:
+    def begin(self, record: UsageRecord) -> int:
         """A request was accepted; returns what `end` wants."""
-        return self._open.begin(self._encode(record))
+        return self._open.begin(self._writer.begun(record))
 
-    def end(self, row: int, record: object) -> None:
+    def end(self, row: int, record: UsageRecord) -> None:
         """The request is over; to be called before its last byte leaves."""
-        self._journal.append(self._encode(record))
+        self._journal.append(self._writer.ended(record))
         self._open.end(row)
         self._unsent += 1
         if self._unsent == 1:

@@ -125,7 +125,7 @@ class Rerouting(Answering):
         self.affinity = None
         if other.chooser.reads:
             self._bind(self._wanted)
-        self._record.route, self._record.model_id = other.name, other.contract.model_id
+        self._record.move(other.contract.model_id, other.name)
         self._tried, self._resent = [], False
         self._attempts_before = self._attempts
         return True

@@ -8,6 +8,8 @@ from bisect import bisect_left
 from math import inf
 from typing import Protocol
 
+from cortex_gateway.usage_record import UsageRecord
+
 FIRST_TOKEN_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
 PER_TOKEN_SECONDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
 DURATION_SECONDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -46,25 +48,6 @@ class Histogram:
     def values(self) -> list[float]:
         """The counts of its buckets, then the sum: as a Sample has them."""
         return [*self._counts, self.sum]
-
-
-class Ended(Protocol):
-    """What of a usage record is counted."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def outcome(self) -> str | None: ...
-    @property
-    def duration_seconds(self) -> float: ...
-    @property
-    def first_token_seconds(self) -> float | None: ...
-    @property
-    def prompt_tokens(self) -> int: ...
-    @property
-    def completion_tokens(self) -> int: ...
-    @property
-    def cached_tokens(self) -> int: ...
 
 
 class Seen(Protocol):
@@ -112,7 +95,7 @@ class OperationStats:
         self.prompt_tokens = Histogram(TOKENS)
         self.completion_tokens = Histogram(TOKENS)
 
-    def done(self, record: Ended) -> None:
+    def done(self, record: UsageRecord) -> None:
         """A request was answered."""
         seconds, tokens = record.duration_seconds, record.completion_tokens
         self.duration.observe(seconds)
@@ -124,7 +107,7 @@ class OperationStats:
         if record.prompt_tokens:
             self.prompt_tokens.observe(record.prompt_tokens)
 
-    def not_done(self, record: Ended, error: str) -> None:
+    def not_done(self, record: UsageRecord, error: str) -> None:
         """A request ended otherwise; `error` says how in a word."""
         failed = self.failed
         if error not in failed:
@@ -200,7 +183,7 @@ class RouteStats:
         """The counts of one kind of request."""
         return self.operations.get(name) or self.operations.setdefault(name, OperationStats())
 
-    def ended(self, operation: OperationStats, record: Ended, error: str) -> None:
+    def ended(self, operation: OperationStats, record: UsageRecord, error: str) -> None:
         """An accepted request ended; `error` is empty if it was answered."""
         self.in_flight -= 1
         status, outcome = record.status, record.outcome or ""

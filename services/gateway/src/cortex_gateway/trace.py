@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import msgspec
 
 from cortex_gateway.errors import ApiError
-from cortex_gateway.meter import Record
 from cortex_gateway.settings import TraceSettings
 from cortex_gateway.span_sender import SpanSender
+from cortex_gateway.usage_record import UsageRecord
 
 # Version, trace id, parent id, flags: https://www.w3.org/TR/trace-context/#traceparent-header. Of a version
 # that is newer than this text the first four fields are the same.
@@ -145,7 +145,15 @@ class Tracer:
         return b"", None
 
     def end(
-        self, span: Span, record: Record, *, operation: str, model: str, engine: str, url: str, failure: str
+        self,
+        span: Span,
+        record: UsageRecord,
+        *,
+        operation: str,
+        model: str,
+        engine: str,
+        url: str,
+        failure: str,
     ) -> None:
         """An accepted request is over: its span is to be sent.
 

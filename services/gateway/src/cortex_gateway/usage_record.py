@@ -1,0 +1,167 @@
+"""UsageRecord: the contract RequestUsage for the hot path, and RecordWriter, which makes JSON of it."""
+
+import json
+import time
+from typing import Final, Literal
+
+type Outcome = Literal["done", "client_left", "engine_failed", "rejected", "gateway_died"]
+type Source = Literal["engine", "counted", "estimated"]
+
+_KNOWN_MAX: Final = 1024
+_MICRO: Final = 1_000_000
+
+
+class UsageRecord:
+    """What is told of one accepted request. Seconds are floats, `started` of the epoch.
+
+    What it begins with stays as it is, but for the route: `move` tells that another serves it.
+    """
+
+    __slots__ = (
+        "attempts",
+        "beginning",
+        "cached_tokens",
+        "completion_tokens",
+        "duration_seconds",
+        "first_token_seconds",
+        "instance",
+        "key_id",
+        "key_name",
+        "model_id",
+        "outcome",
+        "path",
+        "prompt_tokens",
+        "request_id",
+        "route",
+        "source",
+        "started",
+        "status",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        started: float,
+        model_id: int,
+        route: str,
+        path: str,
+        *,
+        key_id: int | None = None,
+        key_name: str | None = None,
+        stream: bool = False,
+    ) -> None:
+        self.request_id = request_id
+        self.started = started
+        self.model_id = model_id
+        self.route = route
+        self.path = path
+        self.key_id = key_id
+        self.key_name = key_name
+        self.stream = stream
+        self.instance: str | None = None
+        self.status = 0
+        self.outcome: Outcome | None = None
+        self.source: Source | None = None
+        self.duration_seconds = -1.0
+        self.first_token_seconds: float | None = None
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.attempts = 1
+        self.beginning = b""
+        """JSON of what it begins with, once that was written; the object is still open."""
+
+    def move(self, model_id: int, route: str) -> None:
+        """Another route serves it."""
+        self.model_id, self.route = model_id, route
+        self.beginning = b""
+
+
+class RecordWriter:
+    """Makes JSON of records. What many have in common is made once; what it keeps is bounded."""
+
+    __slots__ = ("_date", "_fixed", "_second", "_texts")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._date = b""
+        self._fixed: dict[tuple[int, str, str, int | None, str | None, bool], bytes] = {}
+        self._texts: dict[str, bytes] = {}
+
+    def begun(self, record: UsageRecord) -> bytes:
+        """A request that is under way."""
+        return b"%b}" % self._beginning(record)
+
+    def ended(self, record: UsageRecord) -> bytes:
+        """A finished request."""
+        # Compiled, what is formatted is evaluated twice unless all of it is bytes and integers.
+        duration = _seconds(record.duration_seconds)
+        outcome, source = (record.outcome or "").encode(), (record.source or "").encode()
+        written = b'%b,"status":%d,"outcome":"%b","source":"%b","duration_seconds":%b' % (
+            self._beginning(record),
+            record.status,
+            outcome,
+            source,
+            duration,
+        )
+        written += b',"prompt_tokens":%d,"completion_tokens":%d' % (
+            record.prompt_tokens,
+            record.completion_tokens,
+        )
+        if record.instance is not None:
+            written += b',"instance":%b' % self._text(record.instance)
+        if record.cached_tokens:
+            written += b',"cached_tokens":%d' % record.cached_tokens
+        if record.first_token_seconds is not None:
+            written += b',"first_token_seconds":%b' % _seconds(record.first_token_seconds)
+        if record.attempts != 1:
+            written += b',"attempts":%d' % record.attempts
+        return written + b"}"
+
+    def _beginning(self, record: UsageRecord) -> bytes:
+        beginning = record.beginning
+        if not beginning:
+            second = int(record.started)
+            if second != self._second:
+                self._second = second
+                self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+            # The id first: whoever reads a journal for ids alone finds it there.
+            beginning = record.beginning = b'{"request_id":"%b","started_at":"%b.%bZ",%b' % (
+                record.request_id.encode(),
+                self._date,
+                _padded(int((record.started - second) * _MICRO)),
+                self._common(record),
+            )
+        return beginning
+
+    def _common(self, record: UsageRecord) -> bytes:
+        key = record.model_id, record.route, record.path, record.key_id, record.key_name, record.stream
+        found = self._fixed.get(key)
+        if found is None:
+            if len(self._fixed) >= _KNOWN_MAX:
+                self._fixed.clear()
+            names = "model_id", "route", "path", "key_id", "key_name", "stream"
+            common = {name: value for name, value in zip(names, key, strict=True) if value is not None}
+            found = self._fixed[key] = json.dumps(common, separators=(",", ":")).encode()[1:-1]
+        return found
+
+    def _text(self, text: str) -> bytes:
+        found = self._texts.get(text)
+        if found is None:
+            if len(self._texts) >= _KNOWN_MAX:
+                self._texts.clear()
+            found = self._texts[text] = json.dumps(text).encode()
+        return found
+
+
+def _seconds(seconds: float) -> bytes:
+    # With six digits behind the point.
+    micros = int(seconds * _MICRO + 0.5)
+    if micros < 0:
+        return b"0.0"
+    return b"%d.%b" % (micros // _MICRO, _padded(micros % _MICRO))
+
+
+def _padded(micros: int) -> bytes:
+    return (b"%d" % (_MICRO + micros))[1:]
