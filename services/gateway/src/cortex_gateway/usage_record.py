@@ -98,26 +98,30 @@ class RecordWriter:
         # Compiled, what is formatted is evaluated twice unless all of it is bytes and integers.
         duration = _seconds(record.duration_seconds)
         outcome, source = (record.outcome or "").encode(), (record.source or "").encode()
-        written = b'%b,"status":%d,"outcome":"%b","source":"%b","duration_seconds":%b' % (
-            self._beginning(record),
-            record.status,
-            outcome,
-            source,
-            duration,
-        )
-        written += b',"prompt_tokens":%d,"completion_tokens":%d' % (
-            record.prompt_tokens,
-            record.completion_tokens,
-        )
+        more = b""
         if record.instance is not None:
-            written += b',"instance":%b' % self._text(record.instance)
+            more = b',"instance":%b' % self._text(record.instance)
         if record.cached_tokens:
-            written += b',"cached_tokens":%d' % record.cached_tokens
+            more = b'%b,"cached_tokens":%d' % (more, record.cached_tokens)
         if record.first_token_seconds is not None:
-            written += b',"first_token_seconds":%b' % _seconds(record.first_token_seconds)
+            first = _seconds(record.first_token_seconds)
+            more = b'%b,"first_token_seconds":%b' % (more, first)
         if record.attempts != 1:
-            written += b',"attempts":%d' % record.attempts
-        return written + b"}"
+            more = b'%b,"attempts":%d' % (more, record.attempts)
+        return (
+            b'%b,"status":%d,"outcome":"%b","source":"%b","duration_seconds":%b,"prompt_tokens":%d,'
+            b'"completion_tokens":%d%b}'
+            % (
+                self._beginning(record),
+                record.status,
+                outcome,
+                source,
+                duration,
+                record.prompt_tokens,
+                record.completion_tokens,
+                more,
+            )
+        )
 
     def _beginning(self, record: UsageRecord) -> bytes:
         beginning = record.beginning
@@ -127,12 +131,14 @@ class RecordWriter:
                 self._second = second
                 self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
             # The id first: whoever reads a journal for ids alone finds it there.
-            beginning = record.beginning = b'{"request_id":"%b","started_at":"%b.%bZ",%b' % (
+            micros = _padded(int((record.started - second) * _MICRO))
+            beginning = b'{"request_id":"%b","started_at":"%b.%bZ",%b' % (
                 record.request_id.encode(),
                 self._date,
-                _padded(int((record.started - second) * _MICRO)),
+                micros,
                 self._common(record),
             )
+            record.beginning = beginning
         return beginning
 
     def _common(self, record: UsageRecord) -> bytes:
