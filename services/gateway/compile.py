@@ -19,9 +19,9 @@ import cortex_gateway
 MODULES = (
     *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "estimate"),
     *("event_relay", "exchange", "gateway", "gist", "heads", "incoming", "journal", "key_limits", "keys"),
-    *("large_body", "limits", "line", "open_requests", "pipeline", "pool", "prefix", "protocol", "quick"),
-    *("recall", "recorder", "relay", "rerouting", "sse", "stats", "sticky", "sweep", "table", "typed"),
-    *("upstream", "usage_log", "usage_record", "wire"),
+    *("large_body", "limits", "line", "open_requests", "paths", "pipeline", "pool", "prefix", "protocol"),
+    *("quick", "recall", "recorder", "relay", "rerouting", "sse", "stats", "sticky", "sweep", "table"),
+    *("typed", "upstream", "usage_log", "usage_record", "wire"),
 )
 
 _SETUP = """\
