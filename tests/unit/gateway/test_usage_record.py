@@ -1,15 +1,17 @@
 """What RecordWriter writes is what the contract reads."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 from cortex_gateway.meter import Record
+from cortex_gateway.open_requests import RECORD_MAX, OpenRequests, left_open
 from cortex_gateway.usage_record import RecordWriter, UsageRecord
 from cortex_shared.contracts.usage import RequestUsage
 from hypothesis import given
 from hypothesis import strategies as st
 
-_NAMES = st.text(max_size=20)
+_NAMES = st.text(max_size=150)
 _SECONDS = st.floats(0, 100_000)
 _TOKENS = st.integers(0, 10**12)
 
@@ -51,7 +53,7 @@ _WRITER = RecordWriter()
 @given(st.lists(_records(), min_size=1, max_size=3))
 def test_what_is_written_is_read_by_the_contract(records: list[UsageRecord]) -> None:
     for record in records:
-        begun = msgspec.json.decode(_WRITER.begun(record), type=Record)
+        begun = msgspec.json.decode(_WRITER.begun(record, 100_000), type=Record)
         _same(record, begun)
         assert (begun.status, begun.outcome, begun.instance) == (0, None, None)
     for record in reversed(records):
@@ -72,12 +74,28 @@ def test_what_is_written_is_read_by_the_contract(records: list[UsageRecord]) -> 
 
 def test_a_request_that_moved_is_told_with_the_route_that_served_it() -> None:
     record = UsageRecord("r", 1.5, 1, "a", "/v1/completions", key_id=3, key_name="k", stream=True)
-    assert msgspec.json.decode(_WRITER.begun(record), type=Record).route == "a"
+    assert msgspec.json.decode(_WRITER.begun(record, 100_000), type=Record).route == "a"
     record.move(2, "b")
     record.status, record.outcome, record.source, record.duration_seconds = 200, "done", "engine", 0.25
     told = msgspec.json.decode(_WRITER.ended(record), type=Record)
     assert (told.route, told.model_id, told.duration_seconds) == ("b", 2, 0.25)
     assert told.started_at == datetime(1970, 1, 1, 0, 0, 1, 500_000, UTC)
+
+
+def test_names_of_any_script_are_in_the_table_of_open_requests(tmp_path: Path) -> None:
+    table = OpenRequests(tmp_path, rows_max=16)
+    writer = RecordWriter()
+    names = [
+        "\N{CYRILLIC CAPITAL LETTER ZHE}" * 128,
+        "\N{CJK UNIFIED IDEOGRAPH-5BC6}" * 128,
+        "\U0001f600" * 256,
+    ]
+    for name in names:
+        record = UsageRecord("r", 0.0, 1, "m" * 128, "/v1/chat/completions", key_id=7, key_name=name)
+        assert table.begin(writer.begun(record, RECORD_MAX)) >= 0
+    told = [msgspec.json.decode(data, type=Record) for data in left_open(tmp_path)]
+    assert [each.key_name for each in told] == [*names[:2], None]
+    assert [each.key_id for each in told] == [7, 7, 7]
 
 
 def test_what_is_kept_is_bounded() -> None:

@@ -84,6 +84,11 @@ def read(body: bytes) -> Wanted | ApiError:
         found = read_gist(gist(body))
         if found is not None:
             return found
+    return read_whole(body)
+
+
+def read_whole(body: bytes) -> Wanted | ApiError:
+    """The same without its gist, which was not enough."""
     try:
         try:
             wanted = _PLAIN.decode(body)

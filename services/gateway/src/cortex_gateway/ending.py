@@ -355,7 +355,7 @@ class Ending(ABC):
         else:
             record.source = "counted"
             if relay is not None:
-                record.completion_tokens = relay.tokens
+                record.completion_tokens = max(0, relay.tokens)  # comments count as less than nothing
                 if relay.began is not None:
                     record.prompt_tokens = max(0, relay.began.prompt_tokens or 0)
         failure = "" if outcome == "done" else self._failure or outcome

@@ -85,8 +85,7 @@ class Exchange(Rerouting):
         large = self._large
         if large is not None:
             wanted = self._hot.read_gist(large.gist())
-            if wanted is not None:
-                return wanted
+            return self._hot.read_whole(self._body) if wanted is None else wanted
         return self._hot.read(self._body)
 
     def _doubles_model(self) -> bool:

@@ -152,7 +152,7 @@ class Journal:
         return [segment for segment in self._closed if not self._sent.get(segment)]
 
     def read(self, segment: Path) -> bytes:
-        """What a closed segment holds. Raises FileNotFoundError.
+        """What a closed segment holds, and perhaps zeros after it. Raises FileNotFoundError.
 
         May run in another thread: it also cuts and closes the files of segments that were closed since, which
         takes half a millisecond for each.
@@ -214,7 +214,7 @@ class Journal:
         # To the next segment; False: there is none, and the old one stays in use.
         path, fd, written, old = self._path(), self._fd, self._written, self._map
         try:
-            self._open(room)
+            self._open_somehow(room)
         except OSError as error:
             _log.warning("journal.no_new_segment", error=str(error))
             return False
@@ -227,6 +227,15 @@ class Journal:
         else:
             path.unlink(missing_ok=True)
         return True
+
+    def _open_somehow(self, room: int) -> None:
+        try:
+            self._open(room)
+        except OSError:
+            if not self._turned:
+                raise
+            self._finish_turned()  # which gives room back
+            self._open(room)
 
     def remove(self, segment: Path) -> None:
         """Forget a segment: nothing of it is needed any more."""

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Final
 
 NAME: Final = "open.table"
-_ROW: Final = 512
+_ROW: Final = 1024
 _FREE: Final = b"\0\0"
+
+RECORD_MAX: Final = _ROW - 2
+"""Bytes of the longest record that a row holds."""
 
 
 class OpenRequests:
@@ -32,7 +35,7 @@ class OpenRequests:
 
     def begin(self, record: bytes) -> int:
         """Note a request; returns its row, -1 when the table is full or the record too long for it."""
-        if not self._free or len(record) > _ROW - 2:
+        if not self._free or len(record) > RECORD_MAX:
             return -1
         row = self._free.pop()
         at = row * _ROW

@@ -165,6 +165,10 @@ class HotPath:
             return forms.doubles_model(body)
         return request_body.doubles_model(body)
 
+    def read_whole(self, body: bytes) -> Wanted | ApiError:
+        """What a body wants whose gist was not enough."""
+        return _read(body) if self.form else request_body.read_whole(body)
+
     def read_gist(self, gist: bytes) -> Wanted | ApiError | None:
         """What a body of this gist wants; None: the body itself is to be read."""
         return None if self.form else request_body.read_gist(gist)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from cortex_gateway.journal import Journal
-from cortex_gateway.open_requests import OpenRequests
+from cortex_gateway.open_requests import RECORD_MAX, OpenRequests
 from cortex_gateway.usage_record import RecordWriter, UsageRecord
 
 # So many unsent records do not wait for others. Each segment costs a file.
@@ -44,7 +44,7 @@ class Recorder:
 
     def begin(self, record: UsageRecord) -> int:
         """A request was accepted; returns what `end` wants."""
-        return self._open.begin(self._writer.begun(record))
+        return self._open.begin(self._writer.begun(record, RECORD_MAX))
 
     def end(self, row: int, record: UsageRecord) -> None:
         """The request is over; to be called before its last byte leaves."""

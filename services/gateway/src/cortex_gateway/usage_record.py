@@ -89,9 +89,21 @@ class RecordWriter:
         self._fixed: dict[tuple[int, str, str, int | None, str | None, bool], bytes] = {}
         self._texts: dict[str, bytes] = {}
 
-    def begun(self, record: UsageRecord) -> bytes:
-        """A request that is under way."""
-        return b"%b}" % self._beginning(record)
+    def begun(self, record: UsageRecord, size_max: int) -> bytes:
+        """A request that is under way; without its key's name if it would be longer than `size_max`."""
+        written = b"%b}" % self._beginning(record)
+        if len(written) > size_max:
+            bare = UsageRecord(
+                record.request_id,
+                record.started,
+                record.model_id,
+                record.route,
+                record.path,
+                key_id=record.key_id,
+                stream=record.stream,
+            )
+            written = b"%b}" % self._beginning(bare)
+        return written
 
     def ended(self, record: UsageRecord) -> bytes:
         """A finished request."""
@@ -149,7 +161,9 @@ class RecordWriter:
                 self._fixed.clear()
             names = "model_id", "route", "path", "key_id", "key_name", "stream"
             common = {name: value for name, value in zip(names, key, strict=True) if value is not None}
-            found = self._fixed[key] = json.dumps(common, separators=(",", ":")).encode()[1:-1]
+            found = self._fixed[key] = json.dumps(common, separators=(",", ":"), ensure_ascii=False).encode()[
+                1:-1
+            ]
         return found
 
     def _text(self, text: str) -> bytes:
@@ -157,7 +171,7 @@ class RecordWriter:
         if found is None:
             if len(self._texts) >= _KNOWN_MAX:
                 self._texts.clear()
-            found = self._texts[text] = json.dumps(text).encode()
+            found = self._texts[text] = json.dumps(text, ensure_ascii=False).encode()
         return found
 
 
