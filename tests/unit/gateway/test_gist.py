@@ -12,24 +12,16 @@ from cortex_gateway.gist import gist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-_LONG = st.integers(3_000, 20_000)
-_TEXTS = st.one_of(
-    _LONG.map(lambda n: "A9+/" * (n // 4)),
-    _LONG.map(lambda n: "\n" * (n // 2)),
-    _LONG.map(lambda n: "\\" * (n // 2)),
-    _LONG.map(lambda n: "é" * (n // 2)),
-    _LONG.map(lambda n: "x{" * (n // 2)),
-    st.tuples(_LONG, st.integers(1, 5), _LONG).map(lambda t: "a" * t[0] + "\\" * t[1] + '"' + "b" * t[2]),
-    st.sampled_from(["", "model", 'a "quote"', "}", "]", ","]),
-)
+from tests.unit.gateway.long_texts import LONG, TEXTS
+
 _NUMBERS = st.one_of(
-    _LONG.map(lambda n: [7] * (n // 3)),
-    _LONG.map(lambda n: [[1, 2]] * (n // 8)),
-    _LONG.map(lambda n: [1, *[0] * n, 2]),
+    LONG.map(lambda n: [7] * (n // 3)),
+    LONG.map(lambda n: [[1, 2]] * (n // 8)),
+    LONG.map(lambda n: [1, *[0] * n, 2]),
 )
-_NAMES = st.sampled_from(["model", "user", "stream", "a", "n"]) | _TEXTS
+_NAMES = st.sampled_from(["model", "user", "stream", "a", "n"]) | TEXTS
 _VALUES = st.recursive(
-    _TEXTS | _NUMBERS | st.none() | st.booleans(),
+    TEXTS | _NUMBERS | st.none() | st.booleans(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_NAMES, inner, max_size=3),
     max_leaves=6,
 )
@@ -42,7 +34,7 @@ _SPACES = st.integers(0, 12_000).map(lambda n: b" " * n)
 def _bodies(draw: st.DrawFn) -> bytes:
     # Most are JSON; of some only the first part is, or the brackets do not match.
     fields: dict[str, Any] = draw(st.dictionaries(_NAMES, _VALUES, max_size=4))
-    fields[draw(st.sampled_from(["model", "model", "a"]))] = draw(st.sampled_from(["m", "x" * 900]) | _TEXTS)
+    fields[draw(st.sampled_from(["model", "model", "a"]))] = draw(st.sampled_from(["m", "x" * 900]) | TEXTS)
     fields[draw(st.sampled_from(["max_tokens", "n", "seed"]))] = draw(st.integers(0, 10**9))
     data = json.dumps(
         fields, ensure_ascii=draw(st.booleans()), indent=draw(st.sampled_from([None, 1]))

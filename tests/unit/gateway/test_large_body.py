@@ -13,21 +13,13 @@ from cortex_gateway.large_body import LargeBody, is_large
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-_LONG = st.integers(2_000, 30_000)
-_TEXTS = st.one_of(
-    _LONG.map(lambda n: "A9+/" * (n // 4)),
-    _LONG.map(lambda n: "\\" * (n // 2)),
-    _LONG.map(lambda n: '"' * (n // 2)),
-    _LONG.map(lambda n: "\n\u00e9" * (n // 4)),
-    st.tuples(_LONG, st.integers(1, 5), _LONG).map(lambda t: "a" * t[0] + "\\" * t[1] + '"' + "b" * t[2]),
-    st.sampled_from(["", "model", "}"]),
-)
+from tests.unit.gateway.long_texts import TEXTS
 
 
 @st.composite
 def _bodies(draw: st.DrawFn) -> tuple[bytes, LargeBody]:
     names = st.sampled_from(["user", "messages", "a", "b"])
-    fields: dict[str, Any] = draw(st.dictionaries(names, st.lists(_TEXTS, max_size=3) | _TEXTS, max_size=3))
+    fields: dict[str, Any] = draw(st.dictionaries(names, st.lists(TEXTS, max_size=3) | TEXTS, max_size=3))
     if draw(st.booleans()):
         fields["model"] = draw(st.sampled_from(["m", ""]))
     fields["max_tokens"] = draw(st.integers(0, 9))

@@ -5,6 +5,7 @@ from typing import ClassVar, cast
 
 import msgspec
 
+from cortex_gateway.completions import UNREADABLE
 from cortex_gateway.dialect import SPECIAL
 from cortex_gateway.errors import ApiError, invalid_request
 from cortex_gateway.gist import SMALL_BYTES, gist
@@ -109,7 +110,7 @@ def read_gist(gist: bytes) -> Wanted | ApiError | None:
     """What a body of this gist says; None if the gist is not enough."""
     try:
         wanted = _PLAIN.decode(gist)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     return check_name(wanted.model) or wanted
 
@@ -211,7 +212,7 @@ def _ends_outermost(body: bytes, key: int, end: int) -> bool:
         return rest == b"}"
     try:
         _ANYTHING.decode(b"{" + rest[1:])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return True
 
@@ -277,6 +278,6 @@ def gist_doubles_model(gist: bytes) -> bool | None:
     _names.clear()
     try:
         _NAMED.decode(gist)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return None
     return len(_names) > 1

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from cortex_gateway.completions import UNREADABLE
 from cortex_gateway.errors import ApiError, invalid_request
 
 type Fields = dict[str, msgspec.Raw]
@@ -325,7 +326,7 @@ class Dialect:
         """The body with defaults and in the engine's words, and the names that had to be left out."""
         try:
             fields = msgspec.json.decode(body, type=Fields)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return invalid_request("The request body has names that cannot be read.")
         added = self._fill(fields)
         if not translate:

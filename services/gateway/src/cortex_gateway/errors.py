@@ -5,6 +5,8 @@ from typing import Any, cast
 
 import msgspec
 
+from cortex_gateway.completions import UNREADABLE
+
 # Clients sleep for as long as told; above 60 s they ignore the header.
 RETRY_AFTER_MAX_SECONDS = 60
 
@@ -296,7 +298,7 @@ def _is_the_clients(message: str) -> bool:
 def _fields(body: bytes) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return {}
     if not isinstance(found, dict):
         return {}

@@ -37,7 +37,9 @@ class Exchange(Rerouting):
         hot = self._hot
         if hot.shape.id_header is not None:
             self._extra = [(hot.shape.id_header, self._shown)]
-        wanted = self._read()
+        large = self._large
+        gist = None if large is None else large.gist()
+        wanted = self._read(gist)
         if isinstance(wanted, ApiError):
             self._refuse(wanted)
             return
@@ -50,7 +52,7 @@ class Exchange(Rerouting):
             return
         self._route = route
         self._model = wanted.model
-        problem = None if self._key.all_models else self._forbidden(wanted, route)
+        problem = None if self._key.all_models else self._forbidden(wanted, route, gist)
         if route.reroutes:
             self._reroute(route, wanted)
         problem = problem or self._shape(wanted)
@@ -73,24 +75,22 @@ class Exchange(Rerouting):
     def _begin(self) -> None:
         self._try(self._route.admit((), self._key.rank, self.affinity))
 
-    def _forbidden(self, wanted: Wanted, route: Route) -> ApiError | None:
+    def _forbidden(self, wanted: Wanted, route: Route, gist: bytes | None) -> ApiError | None:
         # Why a key for some models may not have this one.
         if not (self._key.allows(route.name) or self._key.allows(wanted.model)):
             return errors.forbidden_model(wanted.model)
-        if self._doubles_model():
+        if self._doubles_model(gist):
             return errors.invalid_request("`model` is given twice.", param="model")
         return None
 
-    def _read(self) -> Wanted | ApiError:
-        large = self._large
-        if large is not None:
-            wanted = self._hot.read_gist(large.gist())
-            return self._hot.read_whole(self._body) if wanted is None else wanted
-        return self._hot.read(self._body)
+    def _read(self, gist: bytes | None) -> Wanted | ApiError:
+        if gist is None:
+            return self._hot.read(self._body)
+        wanted = self._hot.read_gist(gist)
+        return self._hot.read_whole(self._body) if wanted is None else wanted
 
-    def _doubles_model(self) -> bool:
-        large = self._large
-        doubles = None if large is None else self._hot.gist_doubles_model(large.gist())
+    def _doubles_model(self, gist: bytes | None) -> bool:
+        doubles = None if gist is None else self._hot.gist_doubles_model(gist)
         return self._hot.doubles_model(self._body) if doubles is None else doubles
 
     def _others(self, response: str) -> list[Endpoint]:

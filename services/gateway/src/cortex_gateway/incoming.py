@@ -6,7 +6,6 @@ from typing import Any, Final, cast
 import httptools
 
 from cortex_gateway.errors import ApiError, invalid_request
-from cortex_gateway.gist import SMALL_BYTES
 from cortex_gateway.keys import Key, digest_of
 from cortex_gateway.large_body import LargeBody, is_large
 from cortex_gateway.paths import HOT_PATHS, STORED_PREFIX, HotPath, stored_path
@@ -129,7 +128,7 @@ class Incoming:
     def take_large_body(self) -> LargeBody | None:
         """The body in its pieces, if it is so large that they are better not joined; else `take_body`."""
         parts = self.parts
-        if self.size < SMALL_BYTES or not is_large(len(parts), self.size):
+        if not is_large(len(parts), self.size):
             return None
         pieces: list[bytes] = []
         for part in parts:

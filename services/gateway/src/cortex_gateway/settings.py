@@ -147,7 +147,7 @@ class MeterSettings(BaseModel):
         gt=0,
         le=60,
         description="Longest wait of a record for its batch. It is safe in the journal meanwhile, and each "
-        "batch costs the requests that it meets up to a millisecond.",
+        "batch costs the requests that it meets about a millisecond.",
     )
     open_max: int = Field(
         default=4096, ge=16, le=65536, description="Open requests that the table of open requests can hold."

@@ -2,12 +2,12 @@
 
 import msgspec
 
+from cortex_gateway.completions import UNREADABLE
 from cortex_gateway.dialect import LLAMACPP, VLLM, Dialect, Fields
 from cortex_gateway.errors import ApiError, invalid_request
 
 type Fitted = tuple[bytes, list[str]] | ApiError
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _TRUE, _FALSE = msgspec.Raw(b"true"), msgspec.Raw(b"false")
 
 
@@ -17,7 +17,7 @@ def fit_tokenize(body: bytes, dialect: Dialect) -> Fitted:
         return body, []
     try:
         fields = msgspec.json.decode(body, type=Fields)
-    except _UNREADABLE:
+    except UNREADABLE:
         return invalid_request("The request body has names that cannot be read.")
     if not fields.keys() & {"prompt", "content", "messages"}:
         return invalid_request("The field `prompt` is missing: the text to tokenize.", param="prompt")
@@ -71,7 +71,7 @@ def answer_tokens(answer: bytes, context_length: int | None) -> bytes:
     """llama.cpp's tokens in vLLM's shape; anything else as it came."""
     try:
         found = msgspec.json.decode(answer, type=_Tokens).tokens
-    except _UNREADABLE:
+    except UNREADABLE:
         return answer
     tokens: list[int] = []
     texts: list[str] = []
@@ -102,6 +102,6 @@ def answer_text(answer: bytes, _: int | None) -> bytes:
     """llama.cpp's text in vLLM's shape; anything else as it came."""
     try:
         text = msgspec.json.decode(answer, type=_Content).content
-    except _UNREADABLE:
+    except UNREADABLE:
         return answer
     return msgspec.json.encode({"prompt": text})

@@ -1,8 +1,9 @@
 """UsageRecord: the contract RequestUsage for the hot path, and RecordWriter, which makes JSON of it."""
 
-import json
 import time
 from typing import Final, Literal
+
+import msgspec
 
 type Outcome = Literal["done", "client_left", "engine_failed", "rejected", "gateway_died"]
 type Source = Literal["engine", "counted", "estimated"]
@@ -161,9 +162,7 @@ class RecordWriter:
                 self._fixed.clear()
             names = "model_id", "route", "path", "key_id", "key_name", "stream"
             common = {name: value for name, value in zip(names, key, strict=True) if value is not None}
-            found = self._fixed[key] = json.dumps(common, separators=(",", ":"), ensure_ascii=False).encode()[
-                1:-1
-            ]
+            found = self._fixed[key] = msgspec.json.encode(common)[1:-1]
         return found
 
     def _text(self, text: str) -> bytes:
@@ -171,7 +170,7 @@ class RecordWriter:
         if found is None:
             if len(self._texts) >= _KNOWN_MAX:
                 self._texts.clear()
-            found = self._texts[text] = json.dumps(text, ensure_ascii=False).encode()
+            found = self._texts[text] = msgspec.json.encode(text)
         return found
 
 
