@@ -17,11 +17,22 @@ import cortex_gateway
 
 # What runs with each request. Modules with msgspec's or pydantic's classes cannot be compiled.
 MODULES = (
-    *("answering", "attempts", "balance", "budget", "chunks", "ending", "endpoint", "estimate"),
+    *("answering", "attempts", "balance", "body", "budget", "chunks", "ending", "endpoint", "estimate"),
     *("event_relay", "exchange", "gateway", "gist", "heads", "incoming", "journal", "key_limits", "keys"),
-    *("large_body", "limits", "line", "open_requests", "paths", "pipeline", "pool", "prefix", "protocol"),
+    *(
+        "large_body",
+        "large_reads",
+        "limits",
+        "line",
+        "open_requests",
+        "paths",
+        "pipeline",
+        "pool",
+        "prefix",
+        "protocol",
+    ),
     *("quick", "recall", "recorder", "relay", "rerouting", "sse", "stats", "sticky", "sweep", "table"),
-    *("typed", "upstream", "usage_log", "usage_record", "wire"),
+    *("typed", "upstream", "usage", "usage_log", "usage_record", "wire"),
 )
 
 _SETUP = """\

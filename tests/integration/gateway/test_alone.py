@@ -158,7 +158,8 @@ async def test_what_a_killed_gateway_had_open_is_counted_and_flagged_by_the_next
         raw.close()
         async with running(alone, told):
             records = {record["outcome"]: record for record in alone.records()}
-            assert sorted(records) == ["done", "gateway_died"]
+            left = sorted(str(path) for path in alone.journal.rglob("*"))
+            assert sorted(records) == ["done", "gateway_died"], (left, alone.log.read_text())
             assert records["gateway_died"]["source"] == "estimated"
         assert [path.name for path in alone.journal.iterdir()] == ["usage"]
 

@@ -164,7 +164,7 @@ async def test_a_request_leaves_nothing_to_the_garbage_collector(
         raw.close()
 
 
-COMPILED = pytest.mark.skipif(cortex_gateway.NATIVE, reason="compiled code does not look its methods up")
+COMPILED = pytest.mark.skipif(cortex_gateway.NATIVE, reason="compiled code does not look its functions up")
 
 
 def bug(*_: object) -> Any:
@@ -174,11 +174,11 @@ def bug(*_: object) -> Any:
 @pytest.mark.parametrize(
     ("place", "stream"),
     [
-        ("cortex_gateway.body.with_model", False),  # on the way to the engine
-        ("cortex_gateway.usage._COMPLETION", False),  # at the end of an answer
+        pytest.param("cortex_gateway.body.with_model", False, marks=COMPILED),  # on the way to the engine
+        ("cortex_gateway.usage.COMPLETION", False),  # at the end of an answer
         pytest.param("cortex_gateway.relay.StreamRelay.body", True, marks=COMPILED),  # in a stream
         pytest.param("cortex_gateway.attempts.Attempts._may_retry", False, marks=COMPILED),  # after a failure
-        ("cortex_gateway.body.check_name", False),  # before the request is accepted
+        ("cortex_gateway.body.PLAIN", False),  # before the request is accepted
     ],
 )
 async def test_a_bug_ends_one_request_and_gives_its_place_back(

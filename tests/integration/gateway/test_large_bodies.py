@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.fakes.upstream import Reply, Upstream
 from tests.integration.gateway.harness import chat, key_record, request, route, standing
 
-_SIZES = (1_000, 20_000, 120_000, 700_000)
+_SIZES = (1_000, 20_000, 120_000, 200_000, 700_000)
 
 
 def _bodies() -> list[dict[str, Any]]:
@@ -115,3 +116,39 @@ async def test_an_engine_that_reads_slowly_gets_all_of_it(journal: Path) -> None
             assert (await stand.post(body)).status == 200
             await done.wait()
             assert json.loads(bytes(got)) == body
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_however_requests_are_cut_and_follow_each_other(journal: Path, seed: int) -> None:
+    """Large ones and small ones in turn on one connection, each read as it comes: nothing is mixed up."""
+    chance = random.Random(seed)
+    async with Upstream() as engine, standing(journal, route(engine)) as stand:
+        raw = await stand.connect()
+        raw.send(request(chat("x" * 300_000)))  # its head is known from here on
+        assert (await raw.answer()).status == 200
+        expected = [chat("x" * 300_000)]
+        for _ in range(12):
+            sizes = chance.choices(
+                (100, 70_000, 140_000, 262_000, 300_000, 900_000), k=chance.choice((1, 1, 2))
+            )
+            bodies = [chat(chance.choice("abc") * (size + chance.randrange(9))) for size in sizes]
+            data = b"".join(request(body) for body in bodies)
+            cuts = sorted(chance.randrange(len(data)) for _ in range(chance.randrange(6)))
+            if chance.random() < 0.5:  # as many clients do it: the head alone, then the body
+                cuts = sorted({data.index(b"\r\n\r\n") + 4, *cuts})
+            for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True):
+                raw.send(data[start:end])
+                await asyncio.sleep(0.003)
+            for _ in bodies:
+                assert (await raw.answer()).status == 200
+            expected += bodies
+        assert [asked.body for asked in engine.requests] == expected
+        # One that leaves in the middle of a body takes nothing with it.
+        raw.send(request(chat("y" * 300_000))[:200_000])
+        await asyncio.sleep(0.01)
+        raw.abort()
+        other = await stand.connect()
+        other.send(request(chat("z" * 300_000)))
+        assert (await other.answer()).status == 200
+        assert engine.requests[-1].body == chat("z" * 300_000)
+        assert len(engine.requests) == len(expected) + 1

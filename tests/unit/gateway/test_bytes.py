@@ -9,6 +9,7 @@ from cortex_gateway.chunks import LAST, ChunkReader, frame, payload
 from cortex_gateway.errors import ApiError, from_engine
 from cortex_gateway.incoming import Incoming
 from cortex_gateway.relay import CROWD_EVENTS, StreamRelay
+from cortex_gateway.wanted import Wanted
 from cortex_gateway.wire import passed_lines
 from cortex_shared.errors import InvalidInput
 from hypothesis import given
@@ -189,7 +190,7 @@ def test_what_is_not_utf_8_is_refused_or_passed_over() -> None:
         assert isinstance(body.read(data), ApiError)
     odd = b'{"model":"m","stream_options":{"\xff":1},"\xff":"\xff"}'
     wanted = body.read(odd)
-    assert isinstance(wanted, body.Wanted)
+    assert isinstance(wanted, Wanted)
     assert b'"include_usage":true' in body.with_usage(odd, wanted.stream_options)
     assert (
         body.with_model(b'{"\xff":{"model":"x"},"model":"m"}', "n") == b'{"\xff":{"model":"x"},"model":"n"}'

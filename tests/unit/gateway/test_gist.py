@@ -6,9 +6,9 @@ from typing import Any, cast
 import msgspec
 import pytest
 from cortex_gateway import body
-from cortex_gateway.body import Wanted
 from cortex_gateway.errors import ApiError
 from cortex_gateway.gist import gist
+from cortex_gateway.wanted import Wanted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,6 +10,7 @@ from cortex_gateway.body import USAGE_FIELD
 from cortex_gateway.errors import ApiError
 from cortex_gateway.incoming import Incoming
 from cortex_gateway.large_body import LargeBody, is_large
+from cortex_gateway.wanted import Wanted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,11 +32,18 @@ def _bodies(draw: st.DrawFn) -> tuple[bytes, LargeBody]:
     pieces = [data[start:end] for start, end in itertools.pairwise(places)]
     head = draw(st.sampled_from([b"", b"POST / HTTP/1.1\r\nx: {}\r\n\r\n", b'"}' * 3000]))
     pieces[0] = head + pieces[0]
-    return data, LargeBody(pieces, len(head), len(data))
+    stop = 0
+    if draw(st.booleans()):  # as LargeReads has them: the last has room for more, in which anything may be
+        stop = len(pieces[-1])
+        pieces = [
+            *map(bytearray, pieces[:-1]),
+            bytearray(pieces[-1] + draw(st.sampled_from([b'"}', b'"' * 9000]))),
+        ]
+    return data, LargeBody(list(pieces), len(head), stop, len(data))
 
 
-def _fields(said: body.Wanted) -> dict[str, Any]:
-    return {name: getattr(said, name) for name in body.Wanted.__struct_fields__}
+def _fields(said: Wanted) -> dict[str, Any]:
+    return {name: getattr(said, name) for name in Wanted.__struct_fields__}
 
 
 @settings(max_examples=200)
@@ -61,10 +69,10 @@ def test_what_is_read_and_sent_is_the_body(both: tuple[bytes, LargeBody]) -> Non
 
 def test_texts_are_passed_over_in_every_piece() -> None:
     text = b"x" * 100_000
-    large = LargeBody([b'head{"messages":"' + text, text, text + b'","model":"m"}'], 4, 300_030)
+    large = LargeBody([b'head{"messages":"' + text, text, text + b'","model":"m"}'], 4, 0, 300_030)
     assert len(large.gist()) < 30_000
     said = body.read_gist(large.gist())
-    assert isinstance(said, body.Wanted)
+    assert isinstance(said, Wanted)
     assert said.model == "m"
 
 
@@ -75,10 +83,10 @@ def test_what_is_left_in_pieces() -> None:
     assert not is_large(65, 1_000_000)
     assert not is_large(20, 64 * 1024)
 
-    def take(size: int, *parts: bytes, start: int = 0) -> tuple[bool, bytes]:
+    def take(size: int, *parts: bytes | bytearray, start: int = 0, stop: int = 0) -> tuple[bool, bytes]:
         incoming = Incoming()
         incoming.parts += parts
-        incoming.start, incoming.size = start, size
+        incoming.start, incoming.stop, incoming.size = start, stop, size
         large = incoming.take_large_body()
         taken = incoming.take_body() if large is None else large.joined()
         assert incoming.parts == []
@@ -90,3 +98,7 @@ def test_what_is_left_in_pieces() -> None:
     assert take(9_000, b"head" + b, start=4) == (False, b)
     assert take(20_000, *(a[at : at + 100] for at in range(0, 20_000, 100))) == (False, a)
     assert take(0) == (False, b"")
+    roomy = bytearray(b"head" + b + a)
+    assert take(20_000, bytearray(b"head" + a), start=4) == (True, a)
+    assert take(9_000, roomy, start=4, stop=9_004) == (False, b)
+    assert take(29_000, a, roomy, stop=9_004) == (True, a + b"head" + b)

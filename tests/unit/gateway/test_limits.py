@@ -421,7 +421,7 @@ def test_headers() -> None:
         b"x-ratelimit-remaining-tokens": b"39900",
         b"x-ratelimit-reset-tokens": b"1m1s",
     }
-    spelled: dict[float, Any] = {0: "0s", 0.0121: "13ms", 1: "1s", 59.2: "1m0s", 360: "6m0s"}
+    spelled: dict[float, bytes] = {0: b"0s", 0.0121: b"13ms", 1: b"1s", 59.2: b"1m0s", 360: b"6m0s"}
     assert {seconds: duration(seconds) for seconds in spelled} == spelled
 
 

@@ -10,13 +10,13 @@ from cortex_gateway.ending import Ending, Phase
 from cortex_gateway.endpoint import Endpoint
 from cortex_gateway.errors import ApiError
 from cortex_gateway.table import Slot
-from cortex_gateway.upstream import Answerer, Connection
+from cortex_gateway.upstream import Connection
 from cortex_gateway.wire import find, passed_lines, request_head
 
 _log = get_logger("attempts")
 
 
-class Attempts(Ending, Answerer):
+class Attempts(Ending):
     """Asks one engine after the other, until one answers."""
 
     __slots__ = ()
@@ -103,10 +103,9 @@ class Attempts(Ending, Answerer):
         self._connection = connection
         self._relay = None
         now = self._gateway.time()
-        limits = self._route.limits
         self._quiet_since = now
         if self._stream:
-            self._deadline = min(now + limits.first_token_seconds, self._total_deadline)
+            self._deadline = min(now + self._route.first_token_seconds, self._total_deadline)
         else:
             self._deadline = self._total_deadline
         try:

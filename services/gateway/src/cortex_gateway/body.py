@@ -1,81 +1,22 @@
 """Request bodies: what the gateway needs to know of one, and edits made on its bytes."""
 
 import re
-from typing import ClassVar, cast
+from typing import Final
 
 import msgspec
 
 from cortex_gateway.completions import UNREADABLE
-from cortex_gateway.dialect import SPECIAL
 from cortex_gateway.errors import ApiError, invalid_request
 from cortex_gateway.gist import SMALL_BYTES, gist
+from cortex_gateway.wanted import ANYTHING, PLAIN, WANTED, StreamOptions, Wanted, count_models
 
-
-class StreamOptions(msgspec.Struct):
-    """`stream_options` as far as it matters here."""
-
-    include_usage: bool | None = None
-
-
-class Wanted(msgspec.Struct):
-    """The few fields that are read; everything else passes untouched.
-
-    `special`: it may have names that only one kind of engine knows.
-    """
-
-    special: ClassVar[bool] = True
-
-    model: str
-    stream: bool | None = None
-    stream_options: StreamOptions | msgspec.UnsetType | None = msgspec.UNSET
-    max_tokens: int | float | None = None
-    max_completion_tokens: int | float | None = None
-    max_output_tokens: int | float | None = None
-    n: int | float | None = None
-    user: str | None = None
-    prompt_cache_key: str | None = None
-    previous_response_id: str | None = None
-
-
-# Where a special name has a value, this one refuses the body, and Wanted takes it: so that nearly every body
-# is read once, at the cost of some comparisons for each of its outermost names. Those that are in most bodies
-# are among its fields, since a name that is none is compared with all of them. With more than 60 fields it
-# would be larger than the 512 bytes that Python allots quickly.
-_COMMON = (
-    "messages",
-    "prompt",
-    "input",
-    "temperature",
-    "top_p",
-    "stop",
-    "tools",
-    "tool_choice",
-    "response_format",
-    "presence_penalty",
-    "frequency_penalty",
-    "seed",
-)
-_Plain = msgspec.defstruct(
-    "_Plain",
-    [
-        *((name, msgspec.Raw, msgspec.Raw()) for name in _COMMON),
-        *((name, None, None) for name in sorted(SPECIAL)),
-    ],
-    bases=(Wanted,),
-    namespace={"special": False},
-    gc=False,
-)
-
-USAGE_FIELD = b'"stream_options":{"include_usage":true}'
-NAME_MAX = 1024
-_PLAIN: msgspec.json.Decoder[Wanted] = msgspec.json.Decoder(cast("type[Wanted]", _Plain))
-_WANTED = msgspec.json.Decoder(Wanted)
+USAGE_FIELD: Final = b'"stream_options":{"include_usage":true}'
+NAME_MAX: Final = 1024
 _PARAM = re.compile(r"at `\$\.([A-Za-z_]+)")
-_ANYTHING = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_NEAR_BYTES = 4096
-_BACKSLASH = 0x5C
+_NEAR_BYTES: Final = 4096
+_BACKSLASH: Final = 0x5C
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
-_ESCAPED = rb"[^\"\\]*(?:\\.[^\"\\]*)*"
+_ESCAPED: Final = rb"[^\"\\]*(?:\\.[^\"\\]*)*"
 _MODEL = re.compile(rb'"model"[ \t\r\n]*:[ \t\r\n]*("' + _ESCAPED + rb'")', re.DOTALL)
 
 
@@ -92,9 +33,9 @@ def read_whole(body: bytes) -> Wanted | ApiError:
     """The same without its gist, which was not enough."""
     try:
         try:
-            wanted = _PLAIN.decode(body)
+            wanted = PLAIN.decode(body)
         except msgspec.ValidationError:
-            wanted = _WANTED.decode(body)
+            wanted = WANTED.decode(body)
     except msgspec.ValidationError as error:
         return _explain(str(error))
     except msgspec.DecodeError as error:
@@ -109,7 +50,7 @@ def read_whole(body: bytes) -> Wanted | ApiError:
 def read_gist(gist: bytes) -> Wanted | ApiError | None:
     """What a body of this gist says; None if the gist is not enough."""
     try:
-        wanted = _PLAIN.decode(gist)
+        wanted = PLAIN.decode(gist)
     except UNREADABLE:
         return None
     return check_name(wanted.model) or wanted
@@ -211,7 +152,7 @@ def _ends_outermost(body: bytes, key: int, end: int) -> bool:
     if not rest.startswith(b","):
         return rest == b"}"
     try:
-        _ANYTHING.decode(b"{" + rest[1:])
+        ANYTHING.decode(b"{" + rest[1:])
     except UNREADABLE:
         return False
     return True
@@ -240,25 +181,6 @@ def _added(body: bytes, field: bytes) -> bytes:
     return b"%b,%b%b" % (body[:end], field, body[end:])
 
 
-class _Name:
-    """A model's name, of which each that is read is counted."""
-
-
-class _Named(msgspec.Struct):
-    model: _Name | None = None
-
-
-_names: list[object] = []
-
-
-def _count_name(_: type, name: object) -> _Name:
-    _names.append(name)
-    return _Name()
-
-
-_NAMED = msgspec.json.Decoder(_Named, dec_hook=_count_name)
-
-
 def doubles_model(body: bytes) -> bool:
     """Whether `model` stands more than once in the outermost object of a valid body.
 
@@ -266,18 +188,12 @@ def doubles_model(body: bytes) -> bool:
     another to the engine.
     """
     doubles = gist_doubles_model(gist(body))
-    if doubles is None:
-        _names.clear()
-        _NAMED.decode(body)
-        doubles = len(_names) > 1
-    return doubles
+    return count_models(body) > 1 if doubles is None else doubles
 
 
 def gist_doubles_model(gist: bytes) -> bool | None:
     """The same of a body of this gist; None if the gist is not enough."""
-    _names.clear()
     try:
-        _NAMED.decode(gist)
+        return count_models(gist) > 1
     except UNREADABLE:
         return None
-    return len(_names) > 1

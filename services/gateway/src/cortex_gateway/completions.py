@@ -1,4 +1,4 @@
-"""What is read of a completion's events and answers, by their JSON."""
+"""What is read of events and answers, by their JSON."""
 
 import msgspec
 
@@ -15,6 +15,30 @@ class EngineUsage(msgspec.Struct):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: TokenDetails | None = None
+
+
+class AnyUsage(msgspec.Struct):
+    """`usage` of the Responses and Messages APIs, and of everything else that counts tokens."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: TokenDetails | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: TokenDetails | None = None
+    # Anthropic's `input_tokens` are those that were neither read from a cache nor written to one.
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    def counted(self) -> EngineUsage:
+        """The same in the spelling of chat completions."""
+        read = self.cache_read_input_tokens
+        prompt = self.prompt_tokens
+        if prompt is None and self.input_tokens is not None:
+            prompt = self.input_tokens + (read or 0) + (self.cache_creation_input_tokens or 0)
+        completion = self.completion_tokens if self.completion_tokens is not None else self.output_tokens
+        details = self.prompt_tokens_details or self.input_tokens_details
+        return EngineUsage(prompt, completion, TokenDetails(read) if read is not None else details)
 
 
 class Part(msgspec.Struct):
@@ -48,6 +72,29 @@ class _Choice(msgspec.Struct):
     finish_reason: object = None
 
 
+class Ending(msgspec.Struct):
+    """Why a choice of a whole answer ends."""
+
+    finish_reason: object = None
+
+
+class Completion(msgspec.Struct):
+    """A chat completion or a completion, whole."""
+
+    usage: EngineUsage | None = None
+    choices: list[Ending] | None = None
+
+
+class Other(msgspec.Struct):
+    """Any other answer."""
+
+    id: object = None
+    usage: AnyUsage | None = None
+    # llama.cpp's own endpoints.
+    tokens_evaluated: int | None = None
+    tokens_predicted: int | None = None
+
+
 class _Event(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: EngineUsage | None = None
@@ -67,3 +114,5 @@ class _ErrorEvent(msgspec.Struct):
 UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 EVENT = msgspec.json.Decoder(_Event)
 ERROR = msgspec.json.Decoder(_ErrorEvent)
+COMPLETION = msgspec.json.Decoder(Completion)
+OTHER = msgspec.json.Decoder(Other)

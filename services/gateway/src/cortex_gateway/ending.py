@@ -1,13 +1,11 @@
 """Ending: what an exchange holds, what it writes to its client, and its one way out with its record."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from enum import IntEnum
 from time import perf_counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from cortex_gateway.balance import Affinity
-from cortex_gateway.body import Wanted
 from cortex_gateway.chunks import LAST, frame
 from cortex_gateway.completions import EngineUsage
 from cortex_gateway.dialling import Dial
@@ -21,46 +19,14 @@ from cortex_gateway.paths import HotPath, Relay
 from cortex_gateway.stats import OperationStats
 from cortex_gateway.table import Route, Slot
 from cortex_gateway.trace import Span
-from cortex_gateway.upstream import Connection
+from cortex_gateway.upstream import Answerer, Connection
 from cortex_gateway.usage_record import Outcome, UsageRecord
+from cortex_gateway.wanted import Wanted
 from cortex_gateway.wire import HeaderList, lines_of, passed_lines
 
 if TYPE_CHECKING:
     from cortex_gateway.gateway import Gateway
-
-
-class Client(Protocol):
-    """The connection that a request came on, as an exchange needs it."""
-
-    @property
-    def congested(self) -> bool:
-        """Whether the client is slower than what was written to it."""
-        ...
-
-    def answer(self, status: int, lines: bytes, body: bytes, shown: bytes) -> None:
-        """Write a whole answer; `lines` of its head are besides those that every answer has."""
-        ...
-
-    def begin_stream(self, shown: bytes, lines: bytes, kind: bytes) -> bytes:
-        """The head of an answer with status 200 of unknown length; no `kind`: an event stream."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Write bytes as they are."""
-        ...
-
-    @property
-    def writer(self) -> Callable[[bytes], None]:
-        """`write`, without a call in between."""
-        ...
-
-    def finished(self) -> None:
-        """The answer is complete."""
-        ...
-
-    def cut(self) -> None:
-        """Close at once: the client takes nothing."""
-        ...
+    from cortex_gateway.pipeline import Pipeline
 
 
 class Phase(IntEnum):
@@ -75,7 +41,7 @@ class Phase(IntEnum):
     ASKING = 6  # whether the key has anything left; not accepted yet
 
 
-class Ending(ABC):
+class Ending(Answerer):
     """Whatever ends an exchange passes through `_end`, once."""
 
     # An exchange is one object whose subjects are layers of classes: Ending, Attempts, Answering, Exchange.
@@ -151,7 +117,7 @@ class Ending(ABC):
     def __init__(
         self,
         gateway: "Gateway",
-        client: Client,
+        client: "Pipeline",
         hot: HotPath,
         key: Key,
         incoming: Incoming,
@@ -172,7 +138,7 @@ class Ending(ABC):
         self._failure = ""
         self._overhead = 0.0
         self._span: Span | None = None
-        if incoming.traceparent is not None or gateway.tracer.share:
+        if incoming.traceparent is not None or gateway.begins_traces:
             self._begin_span()
         self._patience: float | None = incoming.patience
         self._spares: list[str] = []
@@ -295,34 +261,44 @@ class Ending(ABC):
         error: ApiError | None = None,
         cut: bool = False,
     ) -> None:
-        """The one way out: everything is given back, the record is written, then the last bytes."""
+        """The one way out: the record is written, then the last bytes, then everything is given back."""
         relay = self._relay
         if self._phase is Phase.WAITING:
             self._leave_line()
         self._phase = Phase.OVER
         self._fill(status, outcome, usage if relay is None else relay.usage, relay)
-        slot, self._slot = self._slot, None
         # Not kept: a hold knows whom it is for, and the two would wait for the garbage collector.
         hold, self._hold = self._hold, None
         if hold is not None:
             self._settle(hold)
-        self._drop_connection()
-        gateway = self._gateway
-        gateway.close(self)
-        gateway.recorder.end(self._row, self._record)
-        if self.affinity is not None:
-            self.affinity.over()
-        if slot is not None:
-            slot.release()
+        self._gateway.recorder.end(self._row, self._record)
         if outcome == "client_left":
+            self._give_back(outcome)
             return
-        client = self._client
-        ended, gateway.pool.ended = gateway.pool.ended, 0.0
+        # The client's answer goes before everything that nobody waits for.
+        try:
+            self._say_last(status, outcome, last, relay, error, cut=cut)
+        finally:
+            self._give_back(outcome)
+        if error is not None or not cut:
+            self._client.finished()
+
+    def _say_last(
+        self,
+        status: int,
+        outcome: Outcome,
+        last: bytes,
+        relay: Relay | None,
+        error: ApiError | None,
+        *,
+        cut: bool,
+    ) -> None:
+        client, pool = self._client, self._gateway.pool
+        ended, pool.ended = pool.ended, 0.0
         if error is not None:
             self._answer_error(error)
         elif cut:
             client.cut()
-            return
         elif relay is not None or self._head_sent:
             if not self._head_sent:
                 self._head_sent = True
@@ -335,10 +311,26 @@ class Ending(ABC):
             client.answer(status, lines, last, self._shown)
         if ended and outcome == "done":
             self._route.stats.answer_overhead.observe(perf_counter() - ended)
-        client.finished()
+
+    def _give_back(self, outcome: Outcome) -> None:
+        # What it held, and what is counted of it; whoever waits in line is served.
+        failure = "" if outcome == "done" else self._failure or outcome
+        self._route.stats.ended(self._counts, self._record, failure)
+        gateway = self._gateway
+        if failure or gateway.logs_all:
+            gateway.access.ended(self._record, failure, self._shown)
+        if self._span is not None:
+            self._end_span(self._span, failure)
+        self._drop_connection()
+        gateway.close(self)
+        if self.affinity is not None:
+            self.affinity.over()
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            slot.release()
 
     def _fill(self, status: int, outcome: Outcome, usage: EngineUsage | None, relay: Relay | None) -> None:
-        record, stats = self._record, self._route.stats
+        record = self._record
         seconds = self._gateway.time() - self._begun
         record.status, record.outcome = status, outcome
         record.duration_seconds = seconds
@@ -358,13 +350,6 @@ class Ending(ABC):
                 record.completion_tokens = max(0, relay.tokens)  # comments count as less than nothing
                 if relay.began is not None:
                     record.prompt_tokens = max(0, relay.began.prompt_tokens or 0)
-        failure = "" if outcome == "done" else self._failure or outcome
-        stats.ended(self._counts, record, failure)
-        access = self._gateway.access
-        if failure or access.all:
-            access.ended(record, failure, self._shown)
-        if self._span is not None:
-            self._end_span(self._span, failure)
 
     def _begin_span(self) -> None:
         lines, self._span = self._gateway.tracer.begin(self._headers)

@@ -1,7 +1,7 @@
 """ApiError: every refusal as OpenAI's clients expect it, and engines' own errors brought into that shape."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, final
 
 import msgspec
 
@@ -11,6 +11,7 @@ from cortex_gateway.completions import UNREADABLE
 RETRY_AFTER_MAX_SECONDS = 60
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class ApiError:
     """One answer of the form `{"error": {"message", "type", "param", "code"}}`."""

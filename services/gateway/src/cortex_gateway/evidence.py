@@ -22,7 +22,7 @@ async def tell_evidence(gateway: Gateway, bus: Bus) -> None:
             await anyio.sleep(_URGENT_SECONDS)
         gateway.urgent.clear()
         if not gateway.open_requests:
-            gateway.traffic.clear()
+            gateway.rest()
         seen = collect(gateway)
         if not seen:
             continue

@@ -5,8 +5,9 @@ What a form carries may be tens of megabytes: it is searched, and never cut into
 
 from collections.abc import Iterator
 
-from cortex_gateway.body import NAME_MAX, Wanted, check_name
+from cortex_gateway.body import NAME_MAX, check_name
 from cortex_gateway.errors import ApiError, invalid_request
+from cortex_gateway.wanted import Wanted
 
 _PARTS_MAX = 128
 _HEAD_MAX_BYTES = 4096

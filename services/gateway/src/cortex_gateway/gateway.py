@@ -20,6 +20,7 @@ from cortex_gateway.heads import KnownHeads
 from cortex_gateway.incoming import Head
 from cortex_gateway.journal import Journal
 from cortex_gateway.keys import Keys
+from cortex_gateway.large_reads import Room
 from cortex_gateway.leases import Limiter
 from cortex_gateway.meter import Meter
 from cortex_gateway.owners import Owners
@@ -30,7 +31,7 @@ from cortex_gateway.stats import Stats
 from cortex_gateway.sweep import Sweeper
 from cortex_gateway.table import Clock, Route, Table
 from cortex_gateway.trace import Tracer
-from cortex_gateway.wire import HeaderList, lines_of
+from cortex_gateway.wire import ANSWER_LINES, HeaderList, lines_of, status_line
 
 _HEADS_MAX: Final = 1024
 
@@ -68,6 +69,7 @@ class Gateway:
         self.metric_sources.append(self.limiter.families)
         self.keys = Keys(self.limiter.take)
         self.heads: KnownHeads[Head] = KnownHeads(_HEADS_MAX)
+        self.room = Room()
         self.table = Table(
             settings.upstream,
             self.stats,
@@ -82,10 +84,14 @@ class Gateway:
         self.meter = Meter(folder, name, settings.meter, journal)
         self.recorder: Records = self.meter.recorder
         self.tracer = Tracer(settings.trace, name)
+        self.begins_traces: bool = self.tracer.share > 0
         self.metric_sources.append(self.tracer.sender.families)
         self.access = AccessLog(settings.log, loop.time)
+        self.logs_all: bool = self.access.all
         self.draining = False
+        # Set while there is traffic; the flag says the same, for a twentieth of what asking the event costs.
         self.traffic = asyncio.Event()
+        self._resting: bool = True
         self.urgent = asyncio.Event()
         self._open = cast("set[Ending]", self.sweeper.requests)
         self._id_prefix = f"req_{secrets.token_hex(8)}"
@@ -93,6 +99,7 @@ class Gateway:
         self._id_count = 0
         self._default_headers: HeaderList | None = None
         self._default_head = b""
+        self._answer_head = b""
 
     def _forget(self, endpoint: Endpoint) -> None:
         self.pool.forget(endpoint)
@@ -134,8 +141,14 @@ class Gateway:
         self._open.add(exchange)
         if self.sweeper.asleep:
             self.sweeper.wake()
-        if not self.traffic.is_set():
+        if self._resting:
+            self._resting = False
             self.traffic.set()
+
+    def rest(self) -> None:
+        """There is no traffic for now."""
+        self._resting = True
+        self.traffic.clear()
 
     def close(self, exchange: Ending) -> None:
         """An accepted request ended."""
@@ -159,8 +172,15 @@ class Gateway:
         """The headers that every answer has (date, server), which change once a second."""
         if headers is not self._default_headers:
             self._default_headers = headers
-            self._default_head = lines_of(headers)
+            self._default_head = default = lines_of(headers)
+            self._answer_head = b"%b%b%b" % (status_line(200), default, ANSWER_LINES)
         return self._default_head
+
+    def answer_head(self, headers: HeaderList) -> bytes:
+        """Status line and first headers of an answer in JSON with status 200, up to the request's id."""
+        if headers is not self._default_headers:
+            self.default_head(headers)
+        return self._answer_head
 
     def drain(self, seconds: float) -> None:
         """Stop: no new requests, and what is open after `seconds` is cut with an error."""

@@ -8,7 +8,9 @@ be refused.
 
 from typing import Final
 
-_HEAD_MAX_BYTES: Final = 4096
+HEAD_MAX_BYTES: Final = 4096
+"""Of no longer head anything is kept."""
+
 _DIGITS_MAX: Final = 10
 _NAME: Final = b"content-l"
 _REST: Final = b"ength: "
@@ -84,7 +86,7 @@ class KnownHeads[T]:
         `with_length`: only a head with Content-Length is worth it. One in which that number could be mistaken
         for another's is passed over.
         """
-        end = data.find(b"\r\n\r\n", 0, _HEAD_MAX_BYTES)
+        end = data.find(b"\r\n\r\n", 0, HEAD_MAX_BYTES)
         if end < 0:
             return
         head = data[:end]

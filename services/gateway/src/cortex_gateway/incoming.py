@@ -54,6 +54,7 @@ class Incoming:
         "refusal",
         "size",
         "start",
+        "stop",
         "told_id",
         "traceparent",
         "url",
@@ -65,6 +66,7 @@ class Incoming:
         self.headers: HeaderList = []
         self.parts: list[bytes | bytearray] = []
         self.start = 0  # of the body in the first part, before which is its head
+        self.stop = 0  # of the body in the last part, which has room for more; 0: all of it is
         self.size = 0
         self.head_done = False
         self.complete = False
@@ -108,6 +110,7 @@ class Incoming:
     def add(self, piece: bytes) -> None:
         """Keep a piece of the body. Of chunks of two bytes each, a list would take 30 times their size."""
         parts = self.parts
+        self.stop = 0
         if len(parts) < _PARTS_MAX:
             parts.append(piece)
         elif len(parts) == _PARTS_MAX:
@@ -123,20 +126,15 @@ class Incoming:
         first, start = parts[0], self.start
         if len(parts) == 1 and isinstance(first, bytes):
             return first[start:] if start else first
-        return b"".join((memoryview(first)[start:], *parts[1:]))
+        return LargeBody(parts, start, self.stop, self.size).joined()
 
     def take_large_body(self) -> LargeBody | None:
         """The body in its pieces, if it is so large that they are better not joined; else `take_body`."""
         parts = self.parts
         if not is_large(len(parts), self.size):
             return None
-        pieces: list[bytes] = []
-        for part in parts:
-            if not isinstance(part, bytes):
-                return None
-            pieces.append(part)
         self.parts = []
-        return LargeBody(pieces, self.start, self.size)
+        return LargeBody(parts, self.start, self.stop, self.size)
 
 
 def check_head(incoming: Incoming, head_max_bytes: int) -> ApiError | None:

@@ -167,7 +167,7 @@ class KeyLimits:
         if window is not None and tokens > window.limit:
             tokens = window.limit  # it goes only when nothing else does
         found = self._check(tokens, now, fresh=False)
-        if isinstance(found, ApiError):
+        if not isinstance(found, int):
             return found
         hold = Hold(self, tokens, waiter)
         if found == YES and not self._waiting:
@@ -192,15 +192,16 @@ class KeyLimits:
     def lines(self, now: float) -> bytes:
         """`x-ratelimit-*` as lines of a head: what may be used, what is left, when all of it is again."""
         window = self.requests
-        found = ""
+        found = b""
         if window is not None:
+            # Compiled, what is formatted is evaluated twice unless all of it is bytes and integers.
             left, reset = window.remaining(now), duration(window.reset_seconds(now))
-            found = f"{self._requests_lines}{left}\r\nx-ratelimit-reset-requests: {reset}\r\n"
+            found = b"%b%d\r\nx-ratelimit-reset-requests: %b\r\n" % (self._requests_lines, left, reset)
         window = self.tokens
         if window is not None:
             left, reset = window.remaining(now), duration(window.reset_seconds(now))
-            found = f"{found}{self._tokens_lines}{left}\r\nx-ratelimit-reset-tokens: {reset}\r\n"
-        return found.encode("ascii")
+            found = b"%b%b%d\r\nx-ratelimit-reset-tokens: %b\r\n" % (found, self._tokens_lines, left, reset)
+        return found
 
     # Settling.
 
@@ -388,22 +389,22 @@ def rate_limited(kind: str, message: str, seconds: int) -> ApiError:
     return ApiError(429, message, kind, "rate_limit_exceeded", retry_after_seconds=seconds)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float) -> bytes:
     """As OpenAI writes durations: `0s`, `12ms`, `59s`, `6m0s`."""
     if 0 < seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
+        return b"%dms" % math.ceil(seconds * 1000)
     whole = int(seconds)
     if whole < seconds:
         whole += 1
     return _SPELLED[whole] if whole < _SPELLED_SECONDS else _minutes(whole)
 
 
-def _minutes(seconds: int) -> str:
-    return f"{seconds}s" if seconds < 60 else f"{seconds // 60}m{seconds % 60}s"
+def _minutes(seconds: int) -> bytes:
+    return b"%ds" % seconds if seconds < 60 else b"%dm%ds" % (seconds // 60, seconds % 60)
 
 
-def _lines(kind: str, limit: int) -> str:
-    return f"x-ratelimit-limit-{kind}: {limit}\r\nx-ratelimit-remaining-{kind}: "
+def _lines(kind: str, limit: int) -> bytes:
+    return f"x-ratelimit-limit-{kind}: {limit}\r\nx-ratelimit-remaining-{kind}: ".encode()
 
 
 # All that a window comes to.

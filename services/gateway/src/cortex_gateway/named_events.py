@@ -2,7 +2,7 @@
 
 import msgspec
 
-from cortex_gateway.usage import AnyUsage
+from cortex_gateway.completions import AnyUsage
 
 
 class Response(msgspec.Struct):

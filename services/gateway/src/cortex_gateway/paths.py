@@ -9,13 +9,13 @@ from typing import Any, Protocol
 
 from cortex_gateway import body as request_body
 from cortex_gateway import forms, shapes, tokens, usage
-from cortex_gateway.body import Wanted
 from cortex_gateway.completions import EngineUsage
 from cortex_gateway.dialect import LLAMACPP, VLLM, Dialect
 from cortex_gateway.errors import ApiError
 from cortex_gateway.relay import QuickReader, StreamRelay
 from cortex_gateway.shapes import Shape
 from cortex_gateway.typed import MessagesRelay, PassRelay, ResponsesRelay
+from cortex_gateway.wanted import Wanted
 from cortex_gateway.wire import JSON_TYPE, HeaderList, find
 
 
@@ -106,6 +106,7 @@ class HotPath:
         "fit",
         "fit_all",
         "form",
+        "id_header",
         "operation",
         "passes",
         "path",
@@ -148,6 +149,7 @@ class HotPath:
         self.answer = answer
         self.edits = edits or {}
         self.shape = shape
+        self.id_header: bytes | None = shape.id_header
         self.passes = passes
         self.form = form
         self.read = _read if form else request_body.read

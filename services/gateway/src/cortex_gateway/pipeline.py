@@ -20,10 +20,11 @@ from cortex_gateway.exchange import Exchange
 from cortex_gateway.gateway import Gateway
 from cortex_gateway.heads import Known
 from cortex_gateway.incoming import Head, Incoming, target_of
+from cortex_gateway.large_reads import LargeReads
 from cortex_gateway.paths import StoredPath
 from cortex_gateway.recall import Recall
 from cortex_gateway.shapes import OPENAI
-from cortex_gateway.wire import find, lines_of, status_line
+from cortex_gateway.wire import ANSWER_LINES, HeaderList, find, lines_of, status_line
 
 _log = get_logger("pipeline")
 
@@ -70,6 +71,13 @@ class Pipeline(HttpToolsProtocol):
         self._deadline = 0.0
         self._began: float | None = None
         self._last_head: Known[Head] | None = None
+        self._large_reads: LargeReads | None = None
+        # As uvicorn's attributes of like names, which are looked up by name.
+        self._transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self._state: ServerState = server_state
+        self._address: str | None = None
+        # Whether reading may have been paused since the last answer.
+        self._held_back = False
 
     # One request after the other.
 
@@ -107,6 +115,7 @@ class Pipeline(HttpToolsProtocol):
     def _run_app(self, incoming: Incoming) -> None:
         # As uvicorn's own on_headers_complete does it.
         self._current = incoming
+        self._held_back = True
         # It may answer before the body is there, the rest of which would be taken for the next request.
         incoming.keep_alive = incoming.keep_alive and incoming.complete
         raw_path, query = target_of(incoming.url)
@@ -160,8 +169,8 @@ class Pipeline(HttpToolsProtocol):
     def finished(self) -> None:
         """The current answer is written: the next request, or wait for one."""
         current, self._current, self._exchange = self._current, None, None
-        self.server_state.total_requests += 1
-        if self.flow.read_paused and (not self._queue or not self._full()):
+        if self._held_back and (not self._queue or not self._full()):
+            self._held_back = False
             self.flow.resume_reading()
         if self._closing:
             return
@@ -202,6 +211,7 @@ class Pipeline(HttpToolsProtocol):
     def _enqueue(self, incoming: Incoming) -> None:
         self._queue.append(incoming)
         if self._full():
+            self._held_back = True
             self.flow.pause_reading()
 
     def _full(self) -> bool:
@@ -311,29 +321,38 @@ class Pipeline(HttpToolsProtocol):
 
     def write(self, data: bytes) -> None:
         """Write bytes as they are."""
-        self.transport.write(data)
+        self._transport.write(data)
 
     @property
     def writer(self) -> Callable[[bytes], None]:
         """`write`, without a call in between."""
-        return self.transport.write
+        return self._transport.write
 
     def answer(self, status: int, lines: bytes, body: bytes, shown: bytes, *, bare: bool = False) -> None:
         """Write a whole answer in JSON; `lines` are more of its head's. `bare`: without its body."""
-        default = self._gateway.default_head(self.server_state.default_headers)
+        gateway = self._gateway
+        headers: HeaderList = self._state.default_headers
         ending = self._end_of_head()
+        if status == 200 and not bare:
+            begin = gateway.answer_head(headers)
+            self._transport.write(
+                b"%b%b\r\ncontent-length: %d\r\n%b%b%b" % (begin, shown, len(body), lines, ending, body)
+            )
+            return
+        default = gateway.default_head(headers)
         if status == 204:  # which has neither type nor length
             head = b"%b%bx-request-id: %b\r\n%b%b" % (status_line(status), default, shown, lines, ending)
         else:
-            head = b"%b%bcontent-type: application/json\r\nx-request-id: %b\r\ncontent-length: %d\r\n%b%b" % (
+            head = b"%b%b%b%b\r\ncontent-length: %d\r\n%b%b" % (
                 status_line(status),
                 default,
+                ANSWER_LINES,
                 shown,
                 len(body),
                 lines,
                 ending,
             )
-        self.transport.write(head if bare else head + body)
+        self._transport.write(head if bare else head + body)
 
     def begin_stream(self, shown: bytes, lines: bytes, kind: bytes) -> bytes:
         """The head of an answer with status 200 of unknown length; no `kind`: an event stream."""
@@ -344,7 +363,7 @@ class Pipeline(HttpToolsProtocol):
             coding = b""
         return b"%b%b%bx-request-id: %b\r\n%b%b%b" % (
             status_line(200),
-            self._gateway.default_head(self.server_state.default_headers),
+            self._gateway.default_head(self._state.default_headers),
             b"content-type: %b\r\n" % kind if kind else _STREAM_HEADERS,
             shown,
             lines,

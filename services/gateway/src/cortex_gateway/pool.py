@@ -18,6 +18,8 @@ class Pool:
 
     def __init__(self, settings: UpstreamSettings, loop: asyncio.AbstractEventLoop, sweeper: Sweeper) -> None:
         self.settings = settings
+        self._idle_seconds: float = settings.idle_seconds
+        self._idle_max: int = settings.idle_max
         self.heads: KnownHeads[tuple[int, Headers, bool]] = KnownHeads(_HEADS_MAX)
         self.ended = 0.0  # when the last byte of an answer was last read, by perf_counter
         self._loop = loop
@@ -29,14 +31,14 @@ class Pool:
         """An idle connection, or None."""
         if not endpoint.idle:
             return None
-        connection = endpoint.take_idle(self._loop.time() - self.settings.idle_seconds)
+        connection = endpoint.take_idle(self._loop.time() - self._idle_seconds)
         if connection is not None:
             connection.reused = True
         return connection
 
     def put(self, endpoint: Endpoint, connection: Connection) -> None:
         """Keep a connection for the next request."""
-        if endpoint.removed or connection.closed or len(endpoint.idle) >= self.settings.idle_max:
+        if endpoint.removed or connection.closed or len(endpoint.idle) >= self._idle_max:
             connection.close()
             return
         connection.idle_since = self._loop.time()
@@ -63,7 +65,7 @@ class Pool:
 
     def tick(self, now: float) -> None:
         """Close what has been idle for too long."""
-        before = now - self.settings.idle_seconds
+        before = now - self._idle_seconds
         for endpoint in list(self._endpoints):
             endpoint.close_idle(before)
             if not endpoint.idle:

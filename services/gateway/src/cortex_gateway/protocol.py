@@ -15,8 +15,10 @@ from cortex_shared.logs import get_logger
 from cortex_gateway import errors
 from cortex_gateway.errors import ApiError, invalid_request
 from cortex_gateway.gist import SMALL_BYTES
-from cortex_gateway.heads import Known
+from cortex_gateway.heads import HEAD_MAX_BYTES, Known
 from cortex_gateway.incoming import Head, Incoming, around_too_large, check_head, head_too_large, hot_path
+from cortex_gateway.keys import Key
+from cortex_gateway.large_reads import LARGE_BYTES, LargeReads
 from cortex_gateway.pipeline import DISCARD_MAX, Pipeline
 from cortex_gateway.wire import find
 
@@ -30,6 +32,8 @@ class GatewayProtocol(Pipeline):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
+        self._transport = transport
+        self._address = self.client[0] if self.client else None
         self._gateway.stats.connections += 1
         self._deadline = self._gateway.time() + self._gateway.settings.intake.keep_alive_seconds
         self._gateway.sweeper.add(self)
@@ -42,6 +46,7 @@ class GatewayProtocol(Pipeline):
         self._queue.clear()
         self._current = None
         self._incoming.parts = []  # what is left of uvicorn's protocol waits for the garbage collector
+        self._large_reads = None
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_left()
@@ -61,15 +66,7 @@ class GatewayProtocol(Pipeline):
         if self._left:
             self._take_rest(data)
             return
-        # Between two requests, with nothing under way?
-        at_rest = (
-            self._current is None
-            and self._incoming.complete
-            and self._began is None
-            and not self._queue
-            and not self._congested
-            and self._broken is None
-        )
+        at_rest = self._at_rest()
         if at_rest:
             known = self._gateway.heads.find(data, self._last_head)
             if known is not None and self._take_known(known, data):
@@ -101,57 +98,115 @@ class GatewayProtocol(Pipeline):
             self._began = now
         self._set_intake_deadline(incoming, now)
 
+    def _at_rest(self) -> bool:
+        # Between two requests, with nothing under way.
+        return (
+            self._current is None
+            and self._incoming.complete
+            and self._began is None
+            and not self._queue
+            and not self._congested
+            and self._broken is None
+        )
+
     def _take_known(self, known: tuple[Known[Head], int, int], data: bytes) -> bool:
         # A request whose head was read before; False: it is for the parser after all.
+        size, start = len(data), known[1]
+        incoming = self._known(known, size)
+        if incoming is None:
+            return False
+        if size > start:
+            # The piece that came with the head is left where it is if that is worth while.
+            if incoming.size < SMALL_BYTES:
+                incoming.parts.append(data[start:])
+            else:
+                incoming.parts.append(data)
+                incoming.start = start
+        self._took(incoming, incoming.size - (size - start))
+        return True
+
+    def _known(self, known: tuple[Known[Head], int, int], size: int) -> Incoming | None:
+        # The request of a head, of which there are `size` bytes with its body's beginning.
         self._last_head, start, length = known
         head = known[0].value
         gateway = self._gateway
-        have = len(data) - start
-        if have > length or length > gateway.body_max_bytes:
-            return False
-        key = gateway.keys.check(head.digest, self.client[0] if self.client else None, time.time())
-        if isinstance(key, ApiError):
-            return False
+        if size - start > length or length > gateway.body_max_bytes:
+            return None
+        key = gateway.keys.check(head.digest, self._address, time.time())
+        if not isinstance(key, Key):
+            return None
         incoming = self._incoming = Incoming()
         incoming.take(head)
         incoming.key = key
         incoming.size = length
-        if have == length:
-            if have:
-                self._add_first(incoming, data, start)
-            incoming.complete = True
-            self._run(incoming)
-            return True
-        if have:
-            self._add_first(incoming, data, start)
-        self._left = length - have
-        self._began = gateway.time()
-        self._set_intake_deadline(incoming, self._began)
-        return True
+        return incoming
 
-    def _add_first(self, incoming: Incoming, data: bytes, start: int) -> None:
-        # The piece of a body that came with its head, which is left where it is if that is worth while.
-        if incoming.size < SMALL_BYTES:
-            incoming.parts.append(data[start:])
-        else:
-            incoming.parts.append(data)
-            incoming.start = start
-
-    def _take_rest(self, data: bytes) -> None:
-        # More of the body of a request whose head was known.
-        incoming = self._incoming
-        left = self._left - len(data)
-        if left > 0:
+    def _took(self, incoming: Incoming, left: int) -> None:
+        # What was read of a body is in its parts, and so much is still to come.
+        if left:
+            now = self._gateway.time()
             self._left = left
-            incoming.add(data)
-            self._set_intake_deadline(incoming, self._gateway.time())
+            if self._began is None:
+                self._began = now
+            self._set_intake_deadline(incoming, now)
+            if left >= LARGE_BYTES:
+                self._read_large()
             return
-        rest = data[self._left :]
-        incoming.add(data[: self._left] if rest else data)
         self._left = 0
         self._began = None
         incoming.complete = True
         self._run(incoming)
+
+    def _read_large(self) -> None:
+        reads = self._large_reads
+        if reads is None:
+            reads = self._large_reads = LargeReads(self, self._transport, self._gateway.room)
+        reads.begin()
+
+    # From LargeReads.
+
+    @property
+    def left(self) -> int:
+        """Bytes that are still to come of the body of a request whose head was known."""
+        return self._left
+
+    def take_large(self, piece: bytearray, size: int) -> bool:
+        """A request begins with these bytes, which stay where they are; false: they are for the parser."""
+        if self._closing or self._deaf or not self._at_rest():
+            return False
+        self._gateway.received = perf_counter()
+        known = self._gateway.heads.find(bytes(memoryview(piece)[:HEAD_MAX_BYTES]), self._last_head)
+        if known is None or known[2] < LARGE_BYTES:
+            return False
+        incoming = self._known(known, size)
+        if incoming is None:
+            return False
+        incoming.parts.append(piece)
+        incoming.start, incoming.stop = known[1], size
+        self._took(incoming, incoming.size - (size - known[1]))
+        return True
+
+    def take_more(self, piece: bytearray, size: int) -> None:
+        """The next `size` bytes of the body at hand are in a new piece."""
+        if not (self._closing or self._deaf):
+            self._gateway.received = perf_counter()
+            self._incoming.parts.append(piece)
+            self._incoming.stop = size
+            self._took(self._incoming, self._left - size)
+
+    def take_into(self, size: int) -> None:
+        """The next `size` bytes of the body at hand are in its last piece."""
+        if not (self._closing or self._deaf):
+            self._gateway.received = perf_counter()
+            self._incoming.stop += size
+            self._took(self._incoming, self._left - size)
+
+    def _take_rest(self, data: bytes) -> None:
+        # More of the body of a request whose head was known.
+        left = self._left - len(data)
+        rest = data[self._left :] if left < 0 else b""
+        self._incoming.add(data[: self._left] if rest else data)
+        self._took(self._incoming, max(0, left))
         if rest:
             self.data_received(rest)
 
@@ -259,13 +314,11 @@ class GatewayProtocol(Pipeline):
             if self._current is None and not self._queue and not self._congested:
                 self._begin_app(incoming)
             return
-        found = self._gateway.keys.find(
-            incoming.headers, self.client[0] if self.client else None, time.time()
-        )
-        if isinstance(found, ApiError):
-            incoming.refusal = found
-        else:
+        found = self._gateway.keys.find(incoming.headers, self._address, time.time())
+        if isinstance(found, Key):
             incoming.key = found
+        else:
+            incoming.refusal = found
         length = find(incoming.headers, b"content-length")
         if length is not None and int(length) > self._gateway.settings.intake.body_max_bytes:
             incoming.refusal = incoming.refusal or self._body_too_large()

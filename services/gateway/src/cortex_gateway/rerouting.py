@@ -8,11 +8,11 @@ from msgspec import UNSET
 from cortex_gateway import body as request_body
 from cortex_gateway import choosing, errors
 from cortex_gateway.answering import Answering
-from cortex_gateway.body import StreamOptions, Wanted
 from cortex_gateway.ending import Phase
 from cortex_gateway.errors import ApiError
 from cortex_gateway.sessions import session
 from cortex_gateway.table import Route
+from cortex_gateway.wanted import StreamOptions, Wanted
 
 SHOWN: Final = b"x-cortex-model"
 
@@ -46,7 +46,7 @@ class Rerouting(Answering):
         # The body as the route's engine is to get it, or why it cannot.
         hot = self._hot
         self._path = hot.path
-        if hot.differs or wanted.special or self._route.dialect.always:
+        if hot.differs or wanted.special or self._route.adapts_all:
             problem = self._fit(wanted)
             if problem is not None:
                 return problem

@@ -92,6 +92,10 @@ class Route:
         self.contract = contract
         self.model_id = contract.model_id
         self.limits = contract.policy.limits
+        # Of `limits` and `dialect` what every request asks for.
+        self.total_seconds: float = self.limits.total_seconds
+        self.first_token_seconds: float = self.limits.first_token_seconds
+        self.adapts_all = False
         self.reroutes = False
         self.endpoints: list[Endpoint] = []
         self._choosers = choosers
@@ -104,8 +108,11 @@ class Route:
         self.contract = contract
         policy = contract.policy
         self.model_id, self.limits = contract.model_id, policy.limits
+        self.total_seconds = policy.limits.total_seconds
+        self.first_token_seconds = policy.limits.first_token_seconds
         self.reroutes = bool(policy.splits or policy.fallbacks)
         self.dialect = Dialect(contract.engine, policy.defaults, strict=policy.strict)
+        self.adapts_all = self.dialect.always
         self.stats.engine = contract.engine
         self._reserve.share = policy.reserve if policy.concurrency else 0
         kept: dict[EndpointId, Endpoint] = {}

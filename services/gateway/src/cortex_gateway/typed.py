@@ -7,11 +7,11 @@ import msgspec
 
 from cortex_gateway import sse
 from cortex_gateway.chunks import frame, payload
-from cortex_gateway.completions import UNREADABLE, EngineUsage
+from cortex_gateway.completions import UNREADABLE, AnyUsage, EngineUsage
 from cortex_gateway.event_relay import EventRelay
 from cortex_gateway.named_events import MESSAGES, RESPONSES
 from cortex_gateway.relay import QuickReader
-from cortex_gateway.usage import AnyUsage, of_other
+from cortex_gateway.usage import of_other
 
 
 class TypedRelay(EventRelay):

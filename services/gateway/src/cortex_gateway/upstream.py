@@ -2,9 +2,10 @@
 
 import asyncio
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from cortex_shared.errors import InvalidInput
 from cortex_shared.logs import get_logger
@@ -28,33 +29,41 @@ _NO_BODY = (204, 304)
 # Heads of these alone are remembered; who answers them to a client needs no length.
 _COMMON = (b"application/json", b"text/event-stream")
 
+# What a connection reads next. Compiled, a number costs a tenth of what a bound method does.
+_NOTHING: Final = 0
+_HEAD: Final = 1
+_LENGTH: Final = 2
+_CHUNKS: Final = 3
+_TO_END: Final = 4
+
 type Headers = dict[bytes, bytes]
 
 
-class Answerer(Protocol):
+class Answerer(ABC):
     """Who asked: is told of the answer, in order, until `ended` or `on_broken`."""
 
+    # A base, not a protocol: compiled, calls to it are calls through a table.
     __slots__ = ()
 
+    @abstractmethod
     def on_head(self, status: int, headers: Headers) -> None:
         """Status and headers (lower case; of doubles the last)."""
-        ...
 
+    @abstractmethod
     def on_block(self, block: bytes, whole: bool, ended: bool) -> None:
         """Complete chunks as they came; `whole` if each ends with a blank line."""
-        ...
 
+    @abstractmethod
     def on_body(self, data: bytes, ended: bool) -> None:
         """A piece of a body that is not chunked."""
-        ...
 
+    @abstractmethod
     def on_broken(self, answered: bool) -> None:
         """The connection died, or sent nonsense; `answered` if any byte had come."""
-        ...
 
+    @abstractmethod
     def on_bug(self) -> None:
         """One of the above raised; the connection is closed."""
-        ...
 
 
 # Given twice they may say two things, and the next reader may believe the other.
@@ -118,7 +127,7 @@ class Connection:
         "_paused",
         "_pool",
         "_quick",
-        "_read",
+        "_reads",
         "_transport",
         "_until_close",
         "closed",
@@ -131,7 +140,7 @@ class Connection:
         self._pool = pool
         self._transport: asyncio.Transport = cast("asyncio.Transport", None)
         self._owner: Answerer | None = None
-        self._read: Callable[[bytes], None] = self._read_idle
+        self._reads: int = _NOTHING
         self._head = bytearray()
         self._last_head: Known[tuple[int, Headers, bool]] | None = None
         self._left = 0
@@ -154,7 +163,7 @@ class Connection:
     def send(self, owner: Answerer, head: bytes, body: bytes) -> None:
         """Send a request; `owner` hears of its answer."""
         self._owner = owner
-        self._read = self._read_head
+        self._reads = _HEAD
         if len(body) <= _JOIN_MAX:
             self._transport.write(head + body)
         else:
@@ -163,14 +172,14 @@ class Connection:
     def send_pieces(self, owner: Answerer, head: bytes, pieces: list[Buffer]) -> None:
         """Send a request whose body is in pieces."""
         self._owner = owner
-        self._read = self._read_head
+        self._reads = _HEAD
         self._transport.writelines((head, *pieces))
 
     def abort(self) -> None:
         """Close at once, whatever is under way; nobody is told."""
         self._read_plainly()
         self._owner = None
-        self._read = self._read_idle
+        self._reads = _NOTHING
         self.closed = True
         self._transport.abort()
 
@@ -240,7 +249,7 @@ class Connection:
                 self._pool.ended = perf_counter()
                 owner.on_body(b"", True)
             else:
-                owner.on_broken(bool(self._head) or self._read != self._read_head)
+                owner.on_broken(bool(self._head) or self._reads != _HEAD)
         except Exception as error:  # noqa: BLE001 (as above)
             self._bug(owner, error)
 
@@ -259,9 +268,18 @@ class Connection:
         if owner is not None:
             owner.on_bug()
 
-    def _read_idle(self, data: bytes) -> None:
-        # An engine that speaks unasked cannot be trusted with the next request.
-        self.abort()
+    def _read(self, data: bytes) -> None:
+        reads = self._reads
+        if reads == _HEAD:
+            self._read_head(data)
+        elif reads == _LENGTH:
+            self._read_length(data)
+        elif reads == _CHUNKS:
+            self._read_chunks(data)
+        elif reads == _TO_END:
+            self._read_to_end(data)
+        else:
+            self.abort()  # an engine that speaks unasked cannot be trusted with the next request
 
     def _read_head(self, data: bytes) -> None:
         if self._head:
@@ -315,7 +333,7 @@ class Connection:
         if length < 0:
             self._frame(status, headers)
         else:
-            self._left, self._read = length, self._read_length
+            self._left, self._reads = length, _LENGTH
         owner.on_head(status, headers)
         if self._owner is owner and (len(data) > start or self._left == 0):
             self._read(data[start:])
@@ -325,21 +343,21 @@ class Connection:
         length = headers.get(b"content-length")
         self._left = -1
         if status in _NO_BODY:
-            self._left, self._read = 0, self._read_length
+            self._left, self._reads = 0, _LENGTH
         elif coding is not None:
             if coding.lower() != b"chunked" or length is not None:
                 raise ValueError("an unknown framing")
             settings = self._pool.settings
             events = headers.get(b"content-type", b"").startswith(b"text/event-stream")
             self._chunks = ChunkReader(settings.event_max_bytes if events else settings.response_max_bytes)
-            self._read = self._read_chunks
+            self._reads = _CHUNKS
         elif length is not None:
             if not length.isdigit():
                 raise ValueError("a broken length")
-            self._left, self._read = int(length), self._read_length
+            self._left, self._reads = int(length), _LENGTH
         else:
             self._keep, self._until_close = False, True
-            self._read = self._read_to_end
+            self._reads = _TO_END
 
     def _read_chunks(self, data: bytes) -> None:
         chunks = self._chunks
@@ -378,7 +396,7 @@ class Connection:
         self._pool.ended = perf_counter()
         self._read_plainly()
         self._owner = None
-        self._read = self._read_idle
+        self._reads = _NOTHING
         self._chunks = None
         self.resume()
         if self.closed:

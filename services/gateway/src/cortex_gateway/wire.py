@@ -60,6 +60,9 @@ def status_line(status: int) -> bytes:
 
 JSON_TYPE: Final = b"application/json"
 
+ANSWER_LINES: Final = b"content-type: application/json\r\nx-request-id: "
+"""Of an answer in JSON: what stands between the headers that all have and the request's id."""
+
 
 def passed_lines(headers: HeaderList, kind: bytes = JSON_TYPE) -> bytes:
     """The lines of a client's headers that an engine gets; `kind` is the type of what is sent."""
