@@ -58,9 +58,9 @@ async def _flat_out(port: int, count: int) -> float:
 
 
 LOADS = (
-    Load("300 B", "request", 4800, 160, _requests(300)),
-    Load("32 KB", "request", 2400, 160, _requests(32_000)),
-    Load("256 KB", "request", 640, 80, _requests(256_000)),
+    Load("300 B", "request", 9600, 160, _requests(300)),
+    Load("32 KB", "request", 7200, 160, _requests(32_000)),
+    Load("256 KB", "request", 1280, 80, _requests(256_000)),
     Load("paced", "event", 10_000, 1_000, _paced),
     Load("flat out", "event", 40_000, 2_000, _flat_out),
 )

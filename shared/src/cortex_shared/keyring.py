@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.errors import InvalidInput
 from cortex_shared.logs import get_logger
-from cortex_shared.redis_connection import Redis, RedisError, follow_channel, unavailable
+from cortex_shared.redis_connection import Followed, Redis, RedisError, unavailable
 
 _log = get_logger("keyring")
 
@@ -65,29 +65,17 @@ class Keyring:
                 _log.warning("keyring.unreadable_record", error=error.message)
         return records
 
-    async def follow(
-        self,
-        changed: Callable[[dict[str, KeyRecord]], Awaitable[None] | None],
-        besides: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """Hand over the whole ring, by hash, at each change, until cancelled.
+    def followed(self, changed: Callable[[dict[str, KeyRecord]], Awaitable[None] | None]) -> Followed:
+        """For `follow`: the whole ring, by hash, is handed over at each change.
 
-        A Redis without a ring (away, or come back empty) hands over nothing: known keys go on. `besides` is
-        what else is to be looked at in Redis once a second: one timer for both.
+        A Redis without a ring (away, or come back empty) hands over nothing: known keys go on.
         """
-        seen: int | None = None
 
-        async def look() -> None:
-            nonlocal seen
-            if besides is not None:
-                await besides()
-            version = await self.version()
-            if version is None or version == seen:
-                return
+        async def take(version: bytes) -> bytes:
             records = await self.read()
-            seen = version
             handed = changed({record.hash: record for record in records})
             if handed is not None:
                 await handed
+            return version
 
-        await follow_channel(self._redis, CHANNEL, look)
+        return Followed(CHANNEL, VERSION_KEY, take)

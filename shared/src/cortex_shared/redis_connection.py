@@ -1,7 +1,9 @@
 """The connection to Redis: bounded waits, errors that are retried, changes followed, health."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import cast
 
 import anyio
 from redis.asyncio import Redis
@@ -13,11 +15,12 @@ from cortex_shared.logs import get_logger
 
 __all__ = [
     "AsyncScript",
+    "Followed",
     "Redis",
     "RedisError",
     "RedisHealth",
     "connect_redis",
-    "follow_channel",
+    "follow",
     "unavailable",
 ]
 
@@ -40,27 +43,65 @@ def unavailable(error: Exception) -> Unavailable:
     return Unavailable(f"Redis did not answer: {error}", code="redis.no_answer", remedy="see that Redis runs")
 
 
-async def follow_channel(redis: Redis, channel: str, look: Callable[[], Awaitable[None]]) -> None:
-    """Call `look` now, after every message on the channel, and once a second, until cancelled.
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A document with a version beside it, and a channel that says when it changed.
 
-    The message makes it quick, the second makes it certain. Redis being away is waited out, between tries
-    for 0.1 s at first and for up to a second later.
+    `take` gets the version found, reads the document, hands it over, and returns which version that was. It
+    may raise Unavailable, and InvalidInput for one that cannot be read.
     """
+
+    channel: str
+    version_key: str
+    take: Callable[[bytes], Awaitable[bytes]]
+
+
+async def follow(
+    redis: Redis, documents: Sequence[Followed], besides: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Take each document now and whenever it changed, until cancelled. What is not there is not taken.
+
+    A message makes it quick, a look once a second makes it certain: one question for all of them. `besides`
+    is what else is to be done with Redis once a second. Redis being away is waited out, between tries for
+    0.1 s at first and for up to a second later.
+    """
+    keys = [each.version_key for each in documents]
+    seen: dict[str, bytes] = {}
+    unreadable: dict[str, bytes] = {}
+
+    async def look() -> None:
+        if besides is not None:
+            await besides()
+        versions = cast("list[bytes | None]", await redis.execute_command("MGET", *keys))
+        for each, version in zip(documents, versions, strict=True):
+            if version is None or version == seen.get(each.channel):
+                continue
+            try:
+                seen[each.channel] = await each.take(version)
+            except InvalidInput as error:
+                if unreadable.get(each.channel) != version:
+                    unreadable[each.channel] = version
+                    _log.warning("redis.unreadable", channel=each.channel, error=error.message)
+
+    await _follow_channels(redis, [each.channel for each in documents], look)
+
+
+async def _follow_channels(redis: Redis, channels: list[str], look: Callable[[], Awaitable[None]]) -> None:
     first, last = _RETRY_SECONDS
     wait = first
     told = False
     while True:
         pubsub = redis.pubsub(ignore_subscribe_messages=True)
         try:
-            await pubsub.subscribe(channel)
+            await pubsub.subscribe(*channels)
             while True:
                 await look()
                 told = False
                 wait = first
                 await pubsub.get_message(timeout=_LOOK_SECONDS)
-        except (RedisError, OSError, Unavailable, InvalidInput) as error:
+        except (RedisError, OSError, Unavailable) as error:
             if not told:
-                _log.warning("redis.unreachable", channel=channel, error=str(error))
+                _log.warning("redis.unreachable", channels=channels, error=str(error))
                 told = True
             await anyio.sleep(wait)
             wait = min(last, wait * 2)

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable
 
 from cortex_shared.contracts.routes import RoutingTable
-from cortex_shared.redis_connection import Redis, RedisError, follow_channel, unavailable
+from cortex_shared.redis_connection import Followed, Redis, RedisError, unavailable
 
 TABLE_KEY = "cortex:routes:v1"
 FENCE_KEY = "cortex:routes:v1:fence"
@@ -61,20 +61,16 @@ class RoutingStore:
         term, version = (data if isinstance(data, str) else data.decode()).split(".")
         return int(term), int(version)
 
-    async def follow(self, changed: Callable[[RoutingTable], Awaitable[None] | None]) -> None:
-        """Hand over each new table until cancelled. An empty or absent Redis hands over nothing."""
-        seen: tuple[int, int] | None = None
+    def followed(self, changed: Callable[[RoutingTable], Awaitable[None] | None]) -> Followed:
+        """For `follow`: each new table is handed over. An empty or absent Redis hands over nothing."""
 
-        async def look() -> None:
-            nonlocal seen
-            version = await self.version()
-            if version is None or version == seen:
-                return
+        async def take(version: bytes) -> bytes:
             table = await self.read()
-            if table is not None:
-                seen = (table.term, table.version)
-                handed = changed(table)
-                if handed is not None:
-                    await handed
+            if table is None:
+                return b""
+            handed = changed(table)
+            if handed is not None:
+                await handed
+            return b"%d.%d" % (table.term, table.version)
 
-        await follow_channel(self._redis, CHANNEL, look)
+        return Followed(CHANNEL, FENCE_KEY, take)

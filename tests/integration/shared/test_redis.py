@@ -12,7 +12,7 @@ from cortex_shared.contracts.keys import KeyRecord, hash_key
 from cortex_shared.contracts.routes import RoutingTable
 from cortex_shared.errors import Unavailable
 from cortex_shared.keyring import Keyring
-from cortex_shared.redis_connection import connect_redis
+from cortex_shared.redis_connection import connect_redis, follow
 from cortex_shared.routing_store import CHANNEL, TABLE_KEY, RoutingStore
 from redis.asyncio import Redis
 
@@ -73,7 +73,8 @@ async def test_followers_see_a_change_within_50_ms(redis: Redis) -> None:
     def ring_changed(changed: dict[str, KeyRecord]) -> None:
         rings.append((time.perf_counter(), len(changed)))
 
-    async with tasks(lambda: store.follow(table_changed), lambda: ring.follow(ring_changed)):
+    documents = [store.followed(table_changed), ring.followed(ring_changed)]
+    async with tasks(lambda: follow(redis, documents)):
         await until_followed(redis)
         waits: list[float] = []
         for number in range(1, 30):
@@ -108,7 +109,7 @@ async def test_an_emptied_redis_hands_over_nothing(servers: ServersUnderTest, re
         seen.append(found.version)
 
     await store.replace(table(1, 1))
-    async with tasks(lambda: store.follow(changed)):
+    async with tasks(lambda: follow(redis, [store.followed(changed)])):
         await until(lambda: seen == [1])
         await servers.flush_redis()
         await redis.publish(CHANNEL, "1.1")
@@ -141,7 +142,7 @@ async def test_followers_outlive_a_killed_redis(servers: ServersUnderTest, redis
         seen.append(found.version)
 
     await store.replace(table(1, 1))
-    async with tasks(lambda: store.follow(changed)):
+    async with tasks(lambda: follow(redis, [store.followed(changed)])):
         await until(lambda: seen == [1])
         servers.kill("redis")
         await write(store, table(1, 2))
@@ -157,8 +158,17 @@ async def test_a_table_that_cannot_be_read_is_passed_over(redis: Redis) -> None:
 
     await store.replace(table(1, 1))
     await redis.set(TABLE_KEY, b'{"type": "cortex.routing_table.v9"}')
-    async with tasks(lambda: store.follow(changed)):
-        await anyio.sleep(0.3)
+    ring, keys = Keyring(redis), list[int]()
+
+    def keys_changed(records: dict[str, KeyRecord]) -> None:
+        keys.append(len(records))
+
+    async with tasks(lambda: follow(redis, [store.followed(changed), ring.followed(keys_changed)])):
+        await until_followed(redis)
+        for count in (1, 0):  # what else is followed goes on
+            await ring.replace(2 - count, [key("a")] * count)
+            await until(lambda: keys[-1:] == [count])  # noqa: B023 (awaited here)
+        assert not seen
         await store.replace(table(1, 2))
         await until(lambda: seen == [2])
 
@@ -192,8 +202,8 @@ async def test_a_redis_that_is_away_is_tried_more_and_more_seldom() -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0) as listener:
         port = listener.extra(SocketAttribute.local_port)
         client = connect_redis(f"redis://127.0.0.1:{port}/0")
-        store = RoutingStore(client)
-        async with tasks(lambda: listener.serve(refuse), lambda: store.follow(lambda _: None)):
+        documents = [RoutingStore(client).followed(lambda _: None)]
+        async with tasks(lambda: listener.serve(refuse), lambda: follow(client, documents)):
             await until(lambda: len(tries) >= 7)
         await client.aclose()
     gaps = [after - before for before, after in pairwise(tries)]

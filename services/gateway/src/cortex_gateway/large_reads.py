@@ -28,9 +28,14 @@ class Room:
             self._piece = bytearray(_ROOM_BYTES)
         return self._piece
 
-    def take(self) -> None:
-        """The piece is somebody's from now on."""
-        self._piece = None
+    def take(self) -> bytearray:
+        """The piece, which is the caller's from now on."""
+        piece, self._piece = self.get(), None
+        return piece
+
+    def give_back(self, piece: bytearray) -> None:
+        """The caller does not want what it took."""
+        self._piece = piece
 
 
 class LargeReads(asyncio.BufferedProtocol):
@@ -69,18 +74,18 @@ class LargeReads(asyncio.BufferedProtocol):
             if rest:
                 connection.data_received(rest)
             return
-        piece = self._room.get()
-        if nbytes >= _KEPT_BYTES:
-            if left >= nbytes:
-                self._room.take()
+        room = self._room
+        if nbytes >= _KEPT_BYTES and (left >= nbytes or not left):
+            piece = room.take()
+            if left:
                 self._fill(piece, nbytes, left - nbytes)
                 connection.take_more(piece, nbytes)
                 return
-            if not left and connection.take_large(piece, nbytes):
-                self._room.take()
+            if connection.take_large(piece, nbytes):
                 self._fill(piece, nbytes, connection.left)
                 return
-        connection.data_received(bytes(memoryview(piece)[:nbytes]))
+            room.give_back(piece)
+        connection.data_received(bytes(memoryview(room.get())[:nbytes]))
         if connection.left < _KEPT_BYTES:
             self._on = False
             self._transport.set_protocol(self._connection)

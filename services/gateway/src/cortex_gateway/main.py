@@ -17,7 +17,7 @@ from cortex_shared.keyring import Keyring
 from cortex_shared.limit_store import RedisLimits
 from cortex_shared.logs import get_logger
 from cortex_shared.process import Task, serve
-from cortex_shared.redis_connection import connect_redis
+from cortex_shared.redis_connection import connect_redis, follow
 from cortex_shared.routing_store import RoutingStore
 
 from cortex_gateway.affinity import Memory
@@ -119,10 +119,10 @@ async def main(settings: Settings, worker: Worker | None = None) -> None:
         if snapshots is not None:
             snapshots.save_keys(ring.values())
 
+    followed = [RoutingStore(redis).followed(routes_changed), Keyring(redis).followed(keys_changed)]
     tasks: list[Task] = [
         bus.run,
-        partial(RoutingStore(redis).follow, routes_changed),
-        partial(Keyring(redis).follow, keys_changed, besides=gateway.limiter.look),
+        partial(follow, redis, followed, besides=gateway.limiter.look),
         gateway.limiter.run,
         partial(gateway.meter.run, bus),
         partial(tell_evidence, gateway, bus),

@@ -122,6 +122,8 @@ class GatewayProtocol(Pipeline):
             else:
                 incoming.parts.append(data)
                 incoming.start = start
+        if incoming.size >= LARGE_BYTES:
+            self._read_large()
         self._took(incoming, incoming.size - (size - start))
         return True
 
@@ -149,8 +151,6 @@ class GatewayProtocol(Pipeline):
             if self._began is None:
                 self._began = now
             self._set_intake_deadline(incoming, now)
-            if left >= LARGE_BYTES:
-                self._read_large()
             return
         self._left = 0
         self._began = None

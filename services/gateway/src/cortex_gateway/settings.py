@@ -143,7 +143,7 @@ class MeterSettings(BaseModel):
         "Standing alone: bound of the usage files, of which the oldest are removed and counted.",
     )
     flush_seconds: float = Field(
-        default=1.0,
+        default=2.0,
         gt=0,
         le=60,
         description="Longest wait of a record for its batch. It is safe in the journal meanwhile, and each "
