@@ -68,6 +68,8 @@ class Wire(asyncio.Transport):
         self.closing = self.closed = self.aborted = self.ended = False
         self._reading = True
         self._congested = False
+        self._deliver: Callable[[bytes], None]
+        self.first = protocol  # whose connection it is, whoever reads for it
         self._inbox: deque[bytes | None] = deque()
         self.set_protocol(protocol)
         protocol.connection_made(self)
@@ -79,7 +81,23 @@ class Wire(asyncio.Transport):
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self._protocol = cast("asyncio.Protocol", protocol)
-        self._deliver = self._protocol.data_received
+        if isinstance(protocol, asyncio.BufferedProtocol):
+            self._deliver = self._deliver_into
+        else:
+            self._deliver = self._protocol.data_received
+
+    def _deliver_into(self, data: bytes) -> None:
+        # As a transport reads into its protocol's own memory, until that is another.
+        while data:
+            protocol: asyncio.BaseProtocol = self._protocol
+            if not isinstance(protocol, asyncio.BufferedProtocol):
+                self._deliver(data)
+                return
+            room = memoryview(protocol.get_buffer(-1))
+            size = min(len(room), len(data))
+            room[:size] = data[:size]
+            protocol.buffer_updated(size)
+            data = data[size:]
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self._protocol

@@ -39,6 +39,10 @@ def _chunked(body: bytes, trailer: bytes = b"") -> bytes:
     return head + chunk(body[:cut]) + b"d;x\r\n%T\r\n" + chunk(body[cut + 2 :]) + b"0\r\n" + trailer + b"\r\n"
 
 
+def _anonymous(body: bytes) -> bytes:
+    return _post(body).replace(b"x-request-id: %T\r\n", b"")
+
+
 _MESSAGES = b'{"model":"m","max_tokens":5,"stream":true,"messages":[{"role":"user","content":"%T"}]}'
 _RESPONSES = b'{"model":"m","stream":true,"input":"%T"}'
 _SIMPLE = _chat()
@@ -76,6 +80,11 @@ REQUESTS: tuple[bytes, ...] = (
     b"0\r\n\r\n",
     _get(b"GET", b"/reads-a-body"),
     _post(b"y" * 100, b"/reads-a-body"),
+    # Without an id of its own a head may be known, and its body be read to where it stays.
+    _anonymous(_SIMPLE),
+    _anonymous(_chat(stream=True)),
+    _anonymous(_chat(padding="x" * 140_000)),
+    _anonymous(_chat(padding="x" * 190_000, stream=True)),
 )
 HEADS = frozenset((4,))
 """Of these, the requests whose answers have no body."""

@@ -5,7 +5,7 @@ from typing import Final
 SMALL_BYTES: Final = 16 * 1024
 """Of no smaller body the gist is worth while."""
 
-_PIECE_BYTES: Final = 1024
+_PIECE_BYTES: Final = 512
 _ESCAPE_BYTES: Final = 6
 _TRIES_MAX: Final = 64
 _BACKSLASH: Final = 0x5C

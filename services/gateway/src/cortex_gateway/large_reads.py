@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from cortex_gateway.protocol import GatewayProtocol
 
 LARGE_BYTES: Final = 128 * 1024
-"""Of a body: from here on it is worth it. A piece has room for two of these, so that no more is wasted."""
+"""Of a body: from here on it is worth it. A piece has room for two of these: no more than half is wasted."""
 
 _ROOM_BYTES: Final = 2 * LARGE_BYTES + 8 * 1024
 # A read of less is copied: it would hold a whole piece.

@@ -25,28 +25,35 @@ OTHER = "_OTHER"
 class Histogram:
     """A histogram that costs a third of a microsecond an observation, less where the last bucket is met."""
 
-    __slots__ = ("_at", "_bounds", "_counts", "_high", "_low", "sum")
+    __slots__ = ("_at", "_bounds", "_counts", "_high", "_low", "_more", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
-        # The bucket that was met last: above `_low`, up to `_high`.
+        # The bucket that was met last, above `_low`, up to `_high`; how often it was, not in its count yet.
         self._at = 0
+        self._more = 0
         self._low, self._high = -inf, bounds[0]
         self.sum = 0.0
 
     def observe(self, value: float) -> None:
         """Count one value."""
         if not self._low < value <= self._high:
+            self._fold()
             bounds = self._bounds
             at = self._at = bisect_left(bounds, value)
             self._low = bounds[at - 1] if at else -inf
             self._high = bounds[at] if at < len(bounds) else inf
-        self._counts[self._at] += 1
+        self._more += 1
         self.sum += value
+
+    def _fold(self) -> None:
+        self._counts[self._at] += self._more
+        self._more = 0
 
     def values(self) -> list[float]:
         """The counts of its buckets, then the sum: as a Sample has them."""
+        self._fold()
         return [*self._counts, self.sum]
 
 
@@ -149,6 +156,10 @@ class RouteStats:
     """Counts of one route."""
 
     __slots__ = (
+        "_more",
+        "_outcome",
+        "_status",
+        "_statuses",
         "_watched",
         "answer_overhead",
         "cached_tokens",
@@ -160,14 +171,17 @@ class RouteStats:
         "queue",
         "resends",
         "retries",
-        "statuses",
         "waiting",
     )
 
     def __init__(self) -> None:
         self.engine = ""
         self.operations: dict[str, OperationStats] = {}
-        self.statuses: dict[tuple[int, str], int] = {}
+        self._statuses: dict[tuple[int, str], int] = {}
+        # How a request ended last, and how many did that are not in the dict yet.
+        self._status: int = 200
+        self._outcome: str = "done"
+        self._more = 0
         self.in_flight = 0
         self.waiting = 0
         self.retries = 0
@@ -187,13 +201,27 @@ class RouteStats:
         """An accepted request ended; `error` is empty if it was answered."""
         self.in_flight -= 1
         status, outcome = record.status, record.outcome or ""
-        key = (status if 100 <= status < 600 else 502, outcome)
-        self.statuses[key] = self.statuses.get(key, 0) + 1
+        if status != self._status or outcome != self._outcome:
+            self._fold()
+            self._status, self._outcome = status, outcome
+        self._more += 1
         self.cached_tokens += record.cached_tokens
         if error:
             operation.not_done(record, error)
         else:
             operation.done(record)
+
+    def _fold(self) -> None:
+        if self._more:
+            key = (self._status if 100 <= self._status < 600 else 502, self._outcome)
+            self._statuses[key] = self._statuses.get(key, 0) + self._more
+            self._more = 0
+
+    @property
+    def statuses(self) -> dict[tuple[int, str], int]:
+        """How many requests ended with which status and outcome."""
+        self._fold()
+        return self._statuses
 
     def watch(self, endpoint: Watched) -> None:
         """An endpoint joined the route."""

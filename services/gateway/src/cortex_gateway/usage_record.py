@@ -79,16 +79,31 @@ class UsageRecord:
         self.beginning = b""
 
 
+class _Common:
+    # What a record has in common with others, as it was then: a record may move.
+    __slots__ = ("key_id", "key_name", "model_id", "path", "route", "stream", "written")
+
+    def __init__(self, record: UsageRecord, written: bytes) -> None:
+        self.model_id = record.model_id
+        self.route = record.route
+        self.path = record.path
+        self.key_id = record.key_id
+        self.key_name = record.key_name
+        self.stream = record.stream
+        self.written = written
+
+
 class RecordWriter:
     """Makes JSON of records. What many have in common is made once; what it keeps is bounded."""
 
-    __slots__ = ("_date", "_fixed", "_second", "_texts")
+    __slots__ = ("_date", "_fixed", "_last", "_second", "_texts")
 
     def __init__(self) -> None:
         self._second = -1
         self._date = b""
         self._fixed: dict[tuple[int, str, str, int | None, str | None, bool], bytes] = {}
         self._texts: dict[str, bytes] = {}
+        self._last = _Common(UsageRecord("", 0.0, -1, "", ""), b"")
 
     def begun(self, record: UsageRecord, size_max: int) -> bytes:
         """A request that is under way; without its key's name if it would be longer than `size_max`."""
@@ -155,6 +170,19 @@ class RecordWriter:
         return beginning
 
     def _common(self, record: UsageRecord) -> bytes:
+        last = self._last
+        if (
+            record.model_id != last.model_id
+            or record.key_id != last.key_id
+            or record.stream != last.stream
+            or record.path != last.path
+            or record.route != last.route
+            or record.key_name != last.key_name
+        ):
+            last = self._last = _Common(record, self._made(record))
+        return last.written
+
+    def _made(self, record: UsageRecord) -> bytes:
         key = record.model_id, record.route, record.path, record.key_id, record.key_name, record.stream
         found = self._fixed.get(key)
         if found is None:
