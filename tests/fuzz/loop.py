@@ -89,6 +89,9 @@ class Wire(asyncio.Transport):
     def _deliver_into(self, data: bytes) -> None:
         # As a transport reads into its protocol's own memory, until that is another.
         while data:
+            if self.closing or not self._reading:
+                self._inbox.appendleft(data)
+                return
             protocol: asyncio.BaseProtocol = self._protocol
             if not isinstance(protocol, asyncio.BufferedProtocol):
                 self._deliver(data)

@@ -61,9 +61,9 @@ async def follow(
 ) -> None:
     """Take each document now and whenever it changed, until cancelled. What is not there is not taken.
 
-    A message makes it quick, a look once a second makes it certain: one question for all of them. `besides`
-    is what else is to be done with Redis once a second. Redis being away is waited out, between tries for
-    0.1 s at first and for up to a second later.
+    A message makes it quick, a look once a second makes it certain: one question for all of them. One that
+    fails does not hold up the others. `besides` is what else is to be done at each look. Redis being away is
+    waited out, between tries for 0.1 s at first and for up to a second later.
     """
     keys = [each.version_key for each in documents]
     seen: dict[str, bytes] = {}
@@ -72,6 +72,7 @@ async def follow(
     async def look() -> None:
         if besides is not None:
             await besides()
+        failed: Exception | None = None  # of one document, which must not hold up the others
         versions = cast("list[bytes | None]", await redis.execute_command("MGET", *keys))
         for each, version in zip(documents, versions, strict=True):
             if version is None or version == seen.get(each.channel):
@@ -82,6 +83,10 @@ async def follow(
                 if unreadable.get(each.channel) != version:
                     unreadable[each.channel] = version
                     _log.warning("redis.unreadable", channel=each.channel, error=error.message)
+            except (RedisError, OSError, Unavailable) as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     await _follow_channels(redis, [each.channel for each in documents], look)
 

@@ -11,8 +11,11 @@ import pytest
 from cortex_gateway.exchange import Exchange
 from cortex_gateway.incoming import Incoming
 from cortex_gateway.key_limits import Hold
+from cortex_gateway.recorder import Records
 from cortex_gateway.sweep import Sweeper
+from cortex_gateway.usage_record import UsageRecord
 from cortex_shared.contracts.keys import KeyRecord, hash_key
+from cortex_shared.contracts.routes import TimeLimits
 
 from tests.fakes.upstream import Reply, Upstream
 from tests.integration.gateway.harness import KEY, Raw, Stand, chat, request, route, standing, until
@@ -218,3 +221,45 @@ async def test_a_bug_in_one_time_limit_keeps_no_other_from_its_own() -> None:
         await asyncio.wait_for(good.ticked.wait(), 10)
     for timed in (*goods, *bads):
         sweeper.remove(timed)
+
+
+@pytest.mark.parametrize("what", ["access log", "journal"])
+async def test_a_failure_at_the_end_neither_repeats_nor_keeps_anything(
+    journal: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The clock ends a request, and what comes with an end fails: a log on a full disk, say."""
+    limits = TimeLimits(total_seconds=0.3)
+    async with (
+        Upstream(Reply(hold_after=0)) as engine,
+        standing(journal, route(engine, limits=limits, concurrency=1, queue_max=0)) as stand,
+    ):
+        gateway = stand.gateway
+        (served,) = gateway.table.routes()
+        if what == "access log":
+            monkeypatch.setattr("cortex_gateway.access.AccessLog.ended", bug)
+        else:
+            monkeypatch.setattr(gateway, "recorder", _Failing(gateway.recorder))
+        raw = await stand.connect()
+        raw.send(request(chat(stream=True)))
+        await until(lambda: gateway.open_requests == 1)
+        await until(lambda: gateway.open_requests == 0)
+        await asyncio.sleep(1.0)  # several sweeps, each of which might end it again
+        assert (gateway.open_requests, served.endpoints[0].outstanding) == (0, 0)
+        if what == "access log":
+            assert (await raw.answer()).status == 504
+            with pytest.raises(TimeoutError):
+                await raw.line(0.1)
+            assert len(stand.records()) == 1
+        else:
+            with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+                await raw.answer()  # what cannot be told is not given
+        raw.close()
+
+
+class _Failing:
+    # A recorder whose disk takes nothing more.
+    def __init__(self, real: Records) -> None:
+        self.begin = real.begin
+
+    def end(self, row: int, record: UsageRecord) -> None:
+        raise OSError("the disk is gone")

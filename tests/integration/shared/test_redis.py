@@ -173,6 +173,30 @@ async def test_a_table_that_cannot_be_read_is_passed_over(redis: Redis) -> None:
         await until(lambda: seen == [2])
 
 
+async def test_a_document_that_fails_holds_up_no_other(redis: Redis) -> None:
+    store, ring = RoutingStore(redis), Keyring(redis)
+    tables, keys = list[int](), list[int]()
+    await store.replace(table(1, 1))
+    await redis.delete(TABLE_KEY)
+    await redis.rpush(TABLE_KEY, "x")  # pyright: ignore[reportGeneralTypeIssues, reportUnknownMemberType] (redis-py: Awaitable or value)
+
+    def table_changed(changed: RoutingTable) -> None:
+        tables.append(changed.version)
+
+    def keys_changed(records: dict[str, KeyRecord]) -> None:
+        keys.append(len(records))
+
+    documents = [store.followed(table_changed), ring.followed(keys_changed)]
+    async with tasks(lambda: follow(redis, documents)):
+        for count in (1, 0):
+            await ring.replace(2 - count, [key("a")] * count)
+            await until(lambda: keys[-1:] == [count])  # noqa: B023 (awaited here)
+        assert not tables
+        await redis.delete(TABLE_KEY)
+        await store.replace(table(1, 2))
+        await until(lambda: tables == [2])
+
+
 async def test_an_absent_redis_is_unavailable_with_a_remedy_and_no_password(unused_tcp_port: int) -> None:
     client = connect_redis(f"redis://:hunter2@127.0.0.1:{unused_tcp_port}/0")
     store, ring = RoutingStore(client), Keyring(client)

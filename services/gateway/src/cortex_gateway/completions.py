@@ -72,7 +72,7 @@ class _Choice(msgspec.Struct):
     finish_reason: object = None
 
 
-class Ending(msgspec.Struct):
+class EndedChoice(msgspec.Struct):
     """Why a choice of a whole answer ends."""
 
     finish_reason: object = None
@@ -82,7 +82,7 @@ class Completion(msgspec.Struct):
     """A chat completion or a completion, whole."""
 
     usage: EngineUsage | None = None
-    choices: list[Ending] | None = None
+    choices: list[EndedChoice] | None = None
 
 
 class Other(msgspec.Struct):

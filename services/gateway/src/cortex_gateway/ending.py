@@ -262,26 +262,32 @@ class Ending(Answerer):
         cut: bool = False,
     ) -> None:
         """The one way out: the record is written, then the last bytes, then everything is given back."""
-        relay = self._relay
+        if self._phase is Phase.OVER:
+            return
+        relay, client = self._relay, self._client
         if self._phase is Phase.WAITING:
             self._leave_line()
         self._phase = Phase.OVER
-        self._fill(status, outcome, usage if relay is None else relay.usage, relay)
-        # Not kept: a hold knows whom it is for, and the two would wait for the garbage collector.
-        hold, self._hold = self._hold, None
-        if hold is not None:
-            self._settle(hold)
-        self._gateway.recorder.end(self._row, self._record)
-        if outcome == "client_left":
-            self._give_back(outcome)
-            return
-        # The client's answer goes before everything that nobody waits for.
+        answered = False
         try:
-            self._say_last(status, outcome, last, relay, error, cut=cut)
+            self._fill(status, outcome, usage if relay is None else relay.usage, relay)
+            # Not kept: a hold knows whom it is for, and the two would wait for the garbage collector.
+            hold, self._hold = self._hold, None
+            if hold is not None:
+                self._settle(hold)
+            self._gateway.recorder.end(self._row, self._record)
+            if outcome != "client_left":
+                self._say_last(status, outcome, last, relay, error, cut=cut)
+            answered = True
         finally:
-            self._give_back(outcome)
-        if error is not None or not cut:
-            self._client.finished()
+            # What nobody waits for comes after the client's answer; whatever fails, it comes.
+            try:
+                self._give_back(outcome)
+            finally:
+                if not answered:
+                    client.cut()
+                elif outcome != "client_left" and (error is not None or not cut):
+                    client.finished()
 
     def _say_last(
         self,
@@ -313,21 +319,25 @@ class Ending(Answerer):
             self._route.stats.answer_overhead.observe(perf_counter() - ended)
 
     def _give_back(self, outcome: Outcome) -> None:
-        # What it held, and what is counted of it; whoever waits in line is served.
-        failure = "" if outcome == "done" else self._failure or outcome
+        # What it held, then what is counted of it; whoever waits in line is served.
+        slot, self._slot = self._slot, None
+        self._drop_connection()
+        self._gateway.close(self)
+        try:
+            if self.affinity is not None:
+                self.affinity.over()
+            self._count("" if outcome == "done" else self._failure or outcome, slot)
+        finally:
+            if slot is not None:
+                slot.release()
+
+    def _count(self, failure: str, slot: Slot | None) -> None:
         self._route.stats.ended(self._counts, self._record, failure)
         gateway = self._gateway
         if failure or gateway.logs_all:
             gateway.access.ended(self._record, failure, self._shown)
         if self._span is not None:
-            self._end_span(self._span, failure)
-        self._drop_connection()
-        gateway.close(self)
-        if self.affinity is not None:
-            self.affinity.over()
-        slot, self._slot = self._slot, None
-        if slot is not None:
-            slot.release()
+            self._end_span(self._span, failure, slot)
 
     def _fill(self, status: int, outcome: Outcome, usage: EngineUsage | None, relay: Relay | None) -> None:
         record = self._record
@@ -359,8 +369,8 @@ class Ending(Answerer):
                 passed = passed_lines(self._headers, self._hot.content_type(self._headers))
             self._passed = lines + passed
 
-    def _end_span(self, span: Span, failure: str) -> None:
-        route, slot = self._route, self._slot
+    def _end_span(self, span: Span, failure: str, slot: Slot | None) -> None:
+        route = self._route
         self._gateway.tracer.end(
             span,
             self._record,

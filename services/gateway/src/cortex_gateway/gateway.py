@@ -165,6 +165,7 @@ class Gateway:
 
     def evidence_urgent(self) -> None:
         """An endpoint failed: tell it now, not at the end of the second."""
+        self._resting = False
         self.traffic.set()
         self.urgent.set()
 

@@ -7,10 +7,10 @@ if TYPE_CHECKING:
     from cortex_gateway.protocol import GatewayProtocol
 
 LARGE_BYTES: Final = 128 * 1024
-"""Of a body: from here on it is worth it. A piece has room for two of these: no more than half is wasted."""
+"""Of a body: from here on it is worth it. A piece has room for two of these."""
 
 _ROOM_BYTES: Final = 2 * LARGE_BYTES + 8 * 1024
-# A read of less is copied: it would hold a whole piece.
+# A read of less is copied, for it would hold a whole piece: what is held is four times what came at most.
 _KEPT_BYTES: Final = 64 * 1024
 
 
@@ -56,10 +56,10 @@ class LargeReads(asyncio.BufferedProtocol):
             self._on = True
             self._transport.set_protocol(self)
 
-    def get_buffer(self, sizehint: int) -> bytearray | memoryview:
+    def get_buffer(self, sizehint: int) -> memoryview:
         """From the transport: where to read to."""
         piece = self._piece
-        return self._room.get() if piece is None else memoryview(piece)[self._filled :]
+        return memoryview(self._room.get()) if piece is None else memoryview(piece)[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """From the transport: so much was read."""

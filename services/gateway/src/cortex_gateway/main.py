@@ -119,7 +119,7 @@ async def main(settings: Settings, worker: Worker | None = None) -> None:
         if snapshots is not None:
             snapshots.save_keys(ring.values())
 
-    followed = [RoutingStore(redis).followed(routes_changed), Keyring(redis).followed(keys_changed)]
+    followed = [Keyring(redis).followed(keys_changed), RoutingStore(redis).followed(routes_changed)]
     tasks: list[Task] = [
         bus.run,
         partial(follow, redis, followed, besides=gateway.limiter.look),

@@ -82,7 +82,7 @@ class GatewayProtocol(Pipeline):
             self._fed = 0
             self._began = None
             return
-        # Of a piece that held other requests an unknown part is this one's; pieces are 256 KiB at most.
+        # Of a piece that held other requests an unknown part is this one's; pieces are 264 KiB at most.
         if incoming is before:
             self._fed += len(data)
         else:

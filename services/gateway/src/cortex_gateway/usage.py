@@ -1,6 +1,6 @@
 """Usage and what else the gateway wants of an answer that is no stream, in every API's spelling."""
 
-from cortex_gateway.completions import COMPLETION, OTHER, UNREADABLE, Ending, EngineUsage
+from cortex_gateway.completions import COMPLETION, OTHER, UNREADABLE, EndedChoice, EngineUsage
 
 
 class Answer:
@@ -28,7 +28,7 @@ def of_completion(answer: bytes) -> Answer:
     return Answer(found.usage, aborted=choices is not None and _aborted(choices))
 
 
-def _aborted(choices: list[Ending]) -> bool:
+def _aborted(choices: list[EndedChoice]) -> bool:
     return bool(choices) and choices[0].finish_reason == "abort"
 
 
