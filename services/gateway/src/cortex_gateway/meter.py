@@ -114,7 +114,7 @@ class Meter:
         return self.journal.lost
 
     async def run(self, bus: Bus) -> None:
-        """Send what is journalled, about every second while there is anything, until cancelled."""
+        """Send what is journalled, every `flush_seconds` while there is anything, until cancelled."""
         first, last = _RETRY_SECONDS
         wait = first
         looked, look = -inf, _LOOK_SECONDS[0]
