@@ -69,7 +69,7 @@ class Gateway:
         self.metric_sources.append(self.limiter.families)
         self.keys = Keys(self.limiter.take)
         self.heads: KnownHeads[Head] = KnownHeads(_HEADS_MAX)
-        self.room = Room()
+        self.room = Room(self.sweeper)
         self.table = Table(
             settings.upstream,
             self.stats,
