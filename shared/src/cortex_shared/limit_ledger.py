@@ -87,19 +87,28 @@ class Settled(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """The store's clock and epoch, how many gateways there are, and this one's place among them."""
+    """The store's clock and epoch, how many gateways there are, and this one's place among them.
+
+    `settled` is what was settled with the look, None if nothing was asked; `values` are what the store holds
+    under the keys that were to be read.
+    """
 
     now: float
     epoch: float
     gateways: int
     place: int
+    settled: Settled | None = None
+    values: Sequence[bytes | None] = ()
 
 
 class LimitStore(Protocol):
     """Where gateways settle. One store object per gateway process."""
 
-    async def look(self) -> Seen:
-        """Say that this gateway is there, and see who else is. Raises Unavailable."""
+    async def look(self, asks: Sequence[Ask] = (), keys: Sequence[str] = ()) -> Seen:
+        """Say that this gateway is there, see who else is, settle, and read. Raises Unavailable as `settle`.
+
+        Keys are of a store that holds other things, too; elsewhere there is nothing under them.
+        """
         ...
 
     async def settle(self, asks: Sequence[Ask]) -> Settled:

@@ -1,7 +1,7 @@
 """Limits in Redis: windows of a minute, leases of slots, budgets; all gateways settle by one script."""
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from cortex_shared.limit_ledger import (
     BUDGET_MAX,
@@ -41,9 +41,7 @@ if stamp < now_ms then
 end
 """
 
-_LOOK = (
-    _HEAD
-    + """
+_LOOK = """
 local live, expiry = prefix .. 'live', tonumber(ARGV[5]) * 1000
 redis.call('ZADD', live, string.format('%d', now_ms + expiry), process)
 redis.call('ZREMRANGEBYSCORE', live, '-inf', string.format('%d', now_ms))
@@ -52,14 +50,11 @@ local all = redis.call('ZRANGE', live, 0, -1)
 for _, name in ipairs(all) do
   if name < process then place = place + 1 end
 end
-return {now_ms, stamp, epoch, #all, place}
+local values = {}
+if #KEYS > 0 then values = redis.call('MGET', unpack(KEYS)) end
 """
-)
 
-_SETTLE = (
-    _HEAD
-    + """
-if epoch ~= epoch_seen then return {now_ms, stamp, epoch} end
+_ASKS = """
 local expiry, window = tonumber(ARGV[5]) * 1000, tonumber(ARGV[6])
 local at, out = 7, {now_ms, stamp, epoch, 1}
 
@@ -174,9 +169,19 @@ while at <= #ARGV do
   local kind = take()
   if kind == 'w' then settle_window() elseif kind == 'l' then settle_lease() else settle_budget() end
 end
+"""
+
+_SETTLE = f"""{_HEAD}
+if epoch ~= epoch_seen then return {{now_ms, stamp, epoch}} end
+{_ASKS}
 return out
 """
-)
+
+_LOOK_AND_SETTLE = f"""{_HEAD}{_LOOK}
+if #ARGV < 7 or epoch ~= epoch_seen then return {{now_ms, stamp, epoch, #all, place, values}} end
+{_ASKS}
+return {{now_ms, stamp, epoch, #all, place, values, out}}
+"""
 
 # Totals that the database knows; what is there already may be ahead of it.
 _SEED = """
@@ -198,35 +203,49 @@ class RedisLimits:
         """`process` is unique to this process's life."""
         self._redis = redis
         self._process = process
-        self._look = redis.register_script(_LOOK)
+        self._look = redis.register_script(_LOOK_AND_SETTLE)
         self._settle = redis.register_script(_SETTLE)
         self._stamp: int = 0
         self._epoch: int = 0
 
-    async def look(self) -> Seen:
-        """Say that this gateway is there, and see who else is. Raises Unavailable."""
-        args: list[str | int] = [PREFIX, self._process, self._stamp, self._epoch, EXPIRY_SECONDS]
-        # The epoch is taken over by `settle` alone, so that it finds the difference.
-        now, self._stamp, epoch, gateways, place = await self._run(self._look, args)
-        return Seen(now / 1000, epoch / 1000, gateways, place)
+    async def look(self, asks: Sequence[Ask] = (), keys: Sequence[str] = ()) -> Seen:
+        """Say that this gateway is there, see who else is, settle, and read. Raises Unavailable as `settle`.
+
+        All of it in one step, for what costs is the question.
+        """
+        found = cast("list[Any]", await self._run(self._look, self._args(asks), keys))
+        now, self._stamp, epoch, gateways, place, values = found[:6]
+        settled = None
+        if asks:
+            # The epoch is taken over with asks alone, so that those find the difference.
+            self._epoch = epoch
+            settled = self._settled(asks, found[6] if len(found) > 6 else found[:3])
+        return Seen(now / 1000, epoch / 1000, gateways, place, settled, values)
 
     async def settle(self, asks: Sequence[Ask]) -> Settled:
         """Settle in one step. Raises Unavailable; then it may or may not be done."""
+        found = cast("list[int]", await self._run(self._settle, self._args(asks)))
+        _, self._stamp, self._epoch = found[:3]
+        return self._settled(asks, found)
+
+    def _args(self, asks: Sequence[Ask]) -> list[str | int]:
         args: list[str | int] = [
             *(PREFIX, self._process, self._stamp, self._epoch),
             *(EXPIRY_SECONDS, WINDOW_SECONDS),
         ]
         for ask in asks:
             _append(args, ask)
-        found = await self._run(self._settle, args)
-        now, self._stamp, self._epoch = found[:3]
-        told = _told(asks, found[4:]) if len(found) > 3 else None
-        return Settled(now / 1000, self._epoch / 1000, told)
+        return args
 
     @staticmethod
-    async def _run(script: AsyncScript, args: list[str | int]) -> list[int]:
+    def _settled(asks: Sequence[Ask], found: list[int]) -> Settled:
+        told = _told(asks, found[4:]) if len(found) > 3 else None
+        return Settled(found[0] / 1000, found[2] / 1000, told)
+
+    @staticmethod
+    async def _run(script: AsyncScript, args: list[str | int], keys: Sequence[str] = ()) -> object:
         try:
-            return cast("list[int]", await script(args=args))
+            return await script(keys=keys, args=args)
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
 

@@ -56,24 +56,26 @@ class Followed:
     take: Callable[[bytes], Awaitable[bytes]]
 
 
-async def follow(
-    redis: Redis, documents: Sequence[Followed], besides: Callable[[], Awaitable[None]] | None = None
-) -> None:
+type Read = Callable[[Sequence[str]], Awaitable[Sequence[bytes | None] | None]]
+"""Reads the values of keys, with whatever else it asks; None if it could not."""
+
+
+async def follow(redis: Redis, documents: Sequence[Followed], read: Read | None = None) -> None:
     """Take each document now and whenever it changed, until cancelled. What is not there is not taken.
 
     A message makes it quick, a look once a second makes it certain: one question for all of them. One that
-    fails does not hold up the others. `besides` is what else is to be done at each look. Redis being away is
-    waited out, between tries for 0.1 s at first and for up to a second later.
+    fails does not hold up the others. `read` may be somebody who asks Redis each second anyway. Redis being
+    away is waited out, between tries for 0.1 s at first and for up to a second later.
     """
     keys = [each.version_key for each in documents]
     seen: dict[str, bytes] = {}
     unreadable: dict[str, bytes] = {}
 
     async def look() -> None:
-        if besides is not None:
-            await besides()
         failed: Exception | None = None  # of one document, which must not hold up the others
-        versions = cast("list[bytes | None]", await redis.execute_command("MGET", *keys))
+        versions = None if read is None else await read(keys)
+        if versions is None:
+            versions = cast("list[bytes | None]", await redis.execute_command("MGET", *keys))
         for each, version in zip(documents, versions, strict=True):
             if version is None or version == seen.get(each.channel):
                 continue

@@ -64,10 +64,17 @@ async def test_redis_does_as_the_ledger_does(redis: Redis, seed: int) -> None:
     stores = {name: RedisLimits(redis, name) for name in ("a", "b", "c")}
     first, *_ = [await synced(store) for store in stores.values()]
     ledger = Ledger(round(first.epoch * 1000))
+    await redis.set("there", b"\xff1")
     for _ in range(60):
         name = chance.choice(list(stores))
         asks = [some_ask(chance, int(first.now)) for _ in range(chance.randint(1, 5))]
-        found = await stores[name].settle(asks)
+        if chance.random() < 0.5:
+            seen = await stores[name].look(asks, ["there", "not there"])
+            assert seen.values == [b"\xff1", None]
+            assert seen.settled is not None
+            found = seen.settled
+        else:
+            found = await stores[name].settle(asks)
         same = ledger.settle(name, round(found.epoch * 1000), asks, round(found.now * 1000))
         assert found == same, asks
 
@@ -89,9 +96,9 @@ async def test_who_is_there(redis: Redis) -> None:
     stores = [RedisLimits(redis, name) for name in ("b", "a", "c")]
     for store in stores:
         await store.look()
-    assert [(await store.look())[2:] for store in stores] == [(3, 1), (3, 0), (3, 2)]
+    assert [(await store.look())[2:4] for store in stores] == [(3, 1), (3, 0), (3, 2)]
     await stores[1].leave()
-    assert [(await store.look())[2:] for store in (stores[0], stores[2])] == [(2, 0), (2, 1)]
+    assert [(await store.look())[2:4] for store in (stores[0], stores[2])] == [(2, 0), (2, 1)]
     # One that was killed is there until it has not been heard for a while.
     await redis.zadd(f"{PREFIX}live", {"killed": (await stores[0].look()).now * 1000 + 200})
     assert (await stores[0].look()).gateways == 3
@@ -135,9 +142,13 @@ async def test_a_redis_that_lost_its_data_begins_a_new_epoch(redis: Redis) -> No
     assert (await a.settle([WindowAsk("w", 100, 0, 0, [(now, 61)])])).told == [WindowTold(61, 0, 0)]
     assert (await b.settle([])).told is None
     assert (await b.settle([WindowAsk("w", 100, 0, 0, [(now, 9)])])).told == [WindowTold(70, 0, 0)]
-    # An empty one; a budget is what was known of it.
+    # An empty one; a budget is what was known of it. A look that asks nothing leaves it to those that do.
+    while (await a.settle([])).now == lost.epoch:
+        pass
     await redis.flushall()
-    assert (await a.settle([])).told is None
+    assert (await a.look(keys=["x"])).settled is None
+    seen = await a.look([BudgetAsk("7:d:1", 10, 500, 60)], ["x"])
+    assert (seen.settled, seen.values) == ((seen.now, seen.epoch, None), [None])
     assert (await a.settle([BudgetAsk("7:d:1", 10, 500, 60)])).told == [BudgetTold(510)]
 
 

@@ -77,9 +77,10 @@ class HostLimits:
         self._number = 0
         self._waiting: dict[int, asyncio.Future[tuple[int, list[list[int]]]]] = {}
 
-    async def look(self) -> Seen:
+    async def look(self, asks: Sequence[Ask] = (), keys: Sequence[str] = ()) -> Seen:
         """The parent replaces who dies, so there are as many as were started."""
-        return Seen(time.time(), self._epoch, self._count, self._place)
+        settled = await self.settle(asks) if asks else None
+        return Seen(time.time(), self._epoch, self._count, self._place, settled, [None] * len(keys))
 
     async def settle(self, asks: Sequence[Ask]) -> Settled:
         """Settle. Raises Unavailable; then they may or may not be done."""

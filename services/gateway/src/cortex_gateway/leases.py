@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import batched
 from typing import Protocol
 
 from cortex_shared.contracts.keys import KeyRecord
 from cortex_shared.errors import Unavailable
-from cortex_shared.limit_ledger import BATCH_MAX, Ask, LimitStore, Told
+from cortex_shared.limit_ledger import BATCH_MAX, Ask, LimitStore, Settled, Told
 from cortex_shared.logs import get_logger
 
 from cortex_gateway.balance import SharedSlots
@@ -108,6 +109,8 @@ class Limiter:
         self._waiting: dict[Settling, None] = {}
         self._leased: dict[Settling, None] = {}
         self._some = asyncio.Event()
+        # Held while the store is asked: nobody is to ask for the same limits meanwhile.
+        self._asking = asyncio.Lock()
         self._tick: asyncio.TimerHandle | None = None
         self._tick_calm = False
         self._renewal: asyncio.TimerHandle | None = None
@@ -241,30 +244,50 @@ class Limiter:
         while True:
             await self._some.wait()
             self._some.clear()
-            if self._away:
-                continue  # until `look` finds it again
-            if self._tick is not None:
-                self._tick.cancel()
-                self._tick = None
-            todo: list[Settling] = []
-            for limits, must in self._dirty.items():
-                limits.dirty = False
-                if must or limits.unsettled:
-                    todo.append(limits)
-            self._dirty = {}
-            for batch in batched(todo, _TOGETHER_MAX):
-                await self._settle(batch)
+            async with self._asking:
+                if self._away:
+                    continue  # until `look` finds it again
+                for batch in batched(self._due(), _TOGETHER_MAX):
+                    await self._settle(batch)
 
-    async def look(self) -> None:
-        """Say that this gateway is there and see who else is; to be called about once a second."""
+    def _due(self) -> list[Settling]:
+        # All that has something to settle, which is then to be asked.
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        due: list[Settling] = []
+        for limits, must in self._dirty.items():
+            limits.dirty = False
+            if must or limits.unsettled:
+                due.append(limits)
+        self._dirty = {}
+        return due
+
+    async def look(self, keys: Sequence[str] = ()) -> Sequence[bytes | None] | None:
+        """Say that this gateway is there and see who else is; to be called about once a second.
+
+        What is to be settled goes along. Returns what the store holds under `keys`, None if it is away.
+        """
         if self._store is None:
-            return
+            return None
+        if self._asking.locked():
+            return await self._look(self._store, (), keys)
+        async with self._asking:
+            # What is to be settled soon; leave what is too much for one question.
+            along = not self._away and len(self._dirty) <= _TOGETHER_MAX
+            return await self._look(self._store, self._due() if along else (), keys)
+
+    async def _look(
+        self, store: LimitStore, batch: Sequence[Settling], keys: Sequence[str]
+    ) -> Sequence[bytes | None] | None:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
-                seen = await self._store.look()
+                with self._asks(batch) as asked:
+                    seen = await store.look([ask for asks in asked for ask in asks], keys)
         except (Unavailable, TimeoutError) as error:
             self._lost(error)
-            return
+            self._put_off(batch)
+            return None
         sharing = self.sharing
         count = max(1, seen.gateways)
         if seen.now < seen.epoch + _YOUNG_SECONDS:
@@ -275,7 +298,10 @@ class Limiter:
         if changed:
             _log.info("limits.gateways", count=count)
             self._regauge()
+        if seen.settled is not None:
+            self._tell(batch, asked, seen.settled)
         self._heard(seen.now, seen.epoch)
+        return seen.values
 
     async def leave(self) -> None:
         """This gateway ends: what it used is told, what it leased is free, and the others' shares grow."""
@@ -300,21 +326,35 @@ class Limiter:
                 self._lost(error)
             else:
                 return
+        self._put_off(batch)
+
+    def _put_off(self, batch: Sequence[Settling]) -> None:
+        # Until the store is there again.
         for limits in batch:
             limits.dirty = True
             self._dirty[limits] = True
-        self._decide_alone()
+        if batch:
+            self._decide_alone()
 
     async def _exchange(self, batch: Sequence[Settling]) -> None:
         assert self._store is not None
+        with self._asks(batch) as asked:
+            settled = await self._store.settle([ask for asks in asked for ask in asks])
+        self._tell(batch, asked, settled)
+
+    @contextmanager
+    def _asks(self, batch: Sequence[Settling]) -> Generator[list[Sequence[Ask]]]:
+        # What each of these asks the store, in whose answer the body returns.
         now = self._loop.time()
         asked = [limits.ask(now) for limits in batch]
         try:
-            settled = await self._store.settle([ask for asks in asked for ask in asks])
+            yield asked
         except BaseException:
             for limits in batch:
                 limits.failed()
             raise
+
+    def _tell(self, batch: Sequence[Settling], asked: list[Sequence[Ask]], settled: Settled) -> None:
         self._settlements += 1
         self._heard(settled.now, settled.epoch)
         now = self._loop.time()

@@ -40,7 +40,8 @@ _AGAIN_SECONDS: Final = 0.1
 # Requests that come closer than this are worth a few grants in advance.
 _BUSY_SECONDS: Final = 0.2
 # While limits are far away, so long a time passes between two settlements, which cost more than requests do.
-CALM_SECONDS: Final = 1.0
+# A little longer than between two looks at the store, for with a look they cost next to nothing.
+CALM_SECONDS: Final = 1.25
 # Of all slots a gateway has at most this part to spare, divided by the number of gateways.
 _SPARE_PARTS: Final = 4
 # Calm is what could go on so many times as fast without coming near.

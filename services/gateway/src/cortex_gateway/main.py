@@ -122,7 +122,7 @@ async def main(settings: Settings, worker: Worker | None = None) -> None:
     followed = [Keyring(redis).followed(keys_changed), RoutingStore(redis).followed(routes_changed)]
     tasks: list[Task] = [
         bus.run,
-        partial(follow, redis, followed, besides=gateway.limiter.look),
+        partial(follow, redis, followed, gateway.limiter.look),
         gateway.limiter.run,
         partial(gateway.meter.run, bus),
         partial(tell_evidence, gateway, bus),

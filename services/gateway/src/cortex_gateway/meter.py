@@ -4,7 +4,7 @@ What the bus has taken stays in the journal until the bus has let go of it: a wo
 counts says that it is counted. A bus that comes back without its data gets all of that again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
@@ -219,22 +219,29 @@ class Meter:
         self.journal.tidy()
 
 
-def _batches(records: Iterable[bytes]) -> Iterator[list[bytes]]:
-    # The same records always come in the same batches, whose names say whether the bus has them.
-    batch: list[bytes] = []
-    size = 0
-    for record in records:
-        if len(batch) == BATCH_MAX or (batch and size + len(record) > _BATCH_MAX_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += len(record) + 1
-    if batch:
+def _batches(records: list[bytes]) -> Iterator[list[bytes]]:
+    # The same records always come in the same batches, whose names say whether the bus has them. Whole
+    # slices, not one record after the other: this runs in the loop, where requests wait.
+    start = 0
+    while start < len(records):
+        batch = records[start : start + BATCH_MAX]
+        if sum(map(len, batch)) + len(batch) > _BATCH_MAX_BYTES:
+            batch = batch[: _count_within(batch)]
         yield batch
+        start += len(batch)
 
 
-def _records(data: bytes) -> Iterator[bytes]:
+def _count_within(records: list[bytes]) -> int:
+    # How many from the first on go into one message: one at least, since no record is so large.
+    size = 0
+    for count, record in enumerate(records):
+        size += len(record)
+        if count and size > _BATCH_MAX_BYTES:
+            return count
+        size += 1
+    return len(records)
+
+
+def _records(data: bytes) -> list[bytes]:
     # A line that a full disk or a crash of the host cut short is no record.
-    for line in data.split(b"\n"):
-        if line.startswith(b"{") and line.endswith(b"}"):
-            yield line
+    return [line for line in data.split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]
