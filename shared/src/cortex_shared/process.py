@@ -12,6 +12,8 @@ import uvicorn
 from anyio.abc import TaskGroup
 from starlette.types import ASGIApp
 
+from cortex_shared.bell import Bell
+
 type Task = Callable[[], Coroutine[Any, Any, None]]
 
 # New objects between two collections of the youngest; Python's own 700 are met some hundred times a second
@@ -22,7 +24,7 @@ _COLLECT_AFTER = 10_000
 class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self.stopping = anyio.Event()
+        self._stopping = Bell()
 
     # uvicorn raises SIGTERM again after draining, which kills the process before our own clean-up runs.
     @contextmanager
@@ -32,14 +34,13 @@ class _Server(uvicorn.Server):
     # uvicorn looks ten times a second whether to stop, which is half the CPU of an idle service.
     async def main_loop(self) -> None:
         while not await self.on_tick(0):
-            with anyio.move_on_after(1):
-                await self.stopping.wait()
+            await self._stopping.wait(1)
 
     def stop(self, *, at_once: bool = False) -> None:
         """Drain and end, or cut what is open."""
         self.should_exit = True
         self.force_exit = at_once
-        self.stopping.set()
+        self._stopping.ring()
 
 
 async def serve(

@@ -7,9 +7,11 @@ from typing import cast
 
 import anyio
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
+from cortex_shared.bell import Bell
 from cortex_shared.errors import InvalidInput, Unavailable
 from cortex_shared.logs import get_logger
 
@@ -27,6 +29,7 @@ __all__ = [
 _log = get_logger("redis")
 
 _LOOK_SECONDS = 1.0
+_HEAR_SECONDS = 15.0
 _RETRY_SECONDS = (0.1, 1.0)
 _HEALTH_SECONDS = 5.0
 _HEALTH_RETRY_SECONDS = 1.0
@@ -98,23 +101,34 @@ async def _follow_channels(redis: Redis, channels: list[str], look: Callable[[],
     wait = first
     told = False
     while True:
+        bell = Bell()
         pubsub = redis.pubsub(ignore_subscribe_messages=True)
         try:
             await pubsub.subscribe(*channels)
-            while True:
-                await look()
-                told = False
-                wait = first
-                await pubsub.get_message(timeout=_LOOK_SECONDS)
-        except (RedisError, OSError, Unavailable) as error:
+            # Hearing lasts: to begin it at each look would cost as much as the look does.
+            async with anyio.create_task_group() as group:
+                group.start_soon(_hear, pubsub, bell)
+                while True:
+                    await look()
+                    told = False
+                    wait = first
+                    await bell.wait(_LOOK_SECONDS)
+        except* (RedisError, OSError, Unavailable) as errors:
             if not told:
-                _log.warning("redis.unreachable", channels=channels, error=str(error))
-                told = True
-            await anyio.sleep(wait)
-            wait = min(last, wait * 2)
+                _log.warning("redis.unreachable", channels=channels, error=str(errors.exceptions[0]))
+            told = True
         finally:
             with anyio.move_on_after(1, shield=True), suppress(RedisError, OSError):
                 await pubsub.aclose()
+        await anyio.sleep(wait)
+        wait = min(last, wait * 2)
+
+
+async def _hear(pubsub: PubSub, bell: Bell) -> None:
+    while True:
+        # Some message, or none for a while: then the connection is tried.
+        if await pubsub.get_message(timeout=_HEAR_SECONDS) is not None:
+            bell.ring()
 
 
 class RedisHealth:

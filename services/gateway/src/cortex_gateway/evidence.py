@@ -16,11 +16,9 @@ async def tell_evidence(gateway: Gateway, bus: Bus) -> None:
     """Publish until cancelled; a failure to connect is told at once. Sleeps while nothing is open."""
     while True:
         await gateway.traffic.wait()
-        with anyio.move_on_after(_PERIOD_SECONDS):
-            await gateway.urgent.wait()
+        if await gateway.urgent.wait(_PERIOD_SECONDS):
             # Failures of one engine come together: one message for them.
             await anyio.sleep(_URGENT_SECONDS)
-        gateway.urgent.clear()
         if not gateway.open_requests:
             gateway.rest()
         seen = collect(gateway)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, cast
 
+from cortex_shared.bell import Bell
+
 from cortex_gateway import errors, exposition
 from cortex_gateway.access import AccessLog
 from cortex_gateway.cors import Cors
@@ -92,7 +94,7 @@ class Gateway:
         # Set while there is traffic; the flag says the same, for a twentieth of what asking the event costs.
         self.traffic = asyncio.Event()
         self._resting: bool = True
-        self.urgent = asyncio.Event()
+        self.urgent = Bell()
         self._open = cast("set[Ending]", self.sweeper.requests)
         self._id_prefix = f"req_{secrets.token_hex(8)}"
         self._id_block = ""
@@ -167,7 +169,7 @@ class Gateway:
         """An endpoint failed: tell it now, not at the end of the second."""
         self._resting = False
         self.traffic.set()
-        self.urgent.set()
+        self.urgent.ring()
 
     def default_head(self, headers: HeaderList) -> bytes:
         """The headers that every answer has (date, server), which change once a second."""

@@ -13,6 +13,7 @@ from time import monotonic
 import anyio
 import msgspec
 from anyio import to_thread
+from cortex_shared.bell import Bell
 from cortex_shared.bus import Bus, bounds
 from cortex_shared.contracts.base import Message
 from cortex_shared.contracts.usage import STREAM, usage_subject
@@ -82,13 +83,14 @@ class Meter:
         self.journal = journal(folder, process, max_bytes=settings.journal_max_bytes)
         self._open = OpenRequests(self.journal.folder, rows_max=settings.open_max)
         self._encoder = msgspec.json.Encoder()
-        self._some = anyio.Event()
-        self._many = anyio.Event()
+        # Rung when there is something to send, and when there is so much that it should go at once.
+        self._some = Bell()
+        self._many = Bell()
         self._recorder = Recorder(
             self.journal,
             self._open,
-            lambda: self._some.set(),
-            lambda: self._many.set(),
+            self._some.ring,
+            self._many.ring,
         )
         self.recorder: Records = self._recorder
         self._life = 0  # of the bus, as far as is known: one per connection
@@ -96,7 +98,7 @@ class Meter:
         self.hurry = False
         self._count_left_open()
         if self.journal.pending:
-            self._some.set()
+            self._some.ring()
 
     @property
     def journal_bytes(self) -> int:
@@ -120,30 +122,27 @@ class Meter:
         looked, look = -inf, _LOOK_SECONDS[0]
         bus.on_connect(self._came_back)
         while True:
-            with anyio.move_on_after(self._until_look(looked, look)):
-                await self._some.wait()
-            if self._some.is_set():
+            if await self._some.wait(self._until_look(looked, look)):
                 if not self.hurry:
-                    with anyio.move_on_after(self._flush_seconds):
-                        await self._many.wait()
-                self._some, self._many = anyio.Event(), anyio.Event()
+                    await self._many.wait(self._flush_seconds)
                 self._recorder.taken()
                 try:
                     await self._flush(bus)
                     wait, look = first, _LOOK_SECONDS[0]
                 except Unavailable as error:
                     _log.debug("meter.waits", error=error.message)
-                    self._some.set()
+                    self._some.ring()
                     await anyio.sleep(wait)
                     wait = min(last, wait * 2)
-            if self._until_look(looked, look) <= 0:
+            until = self._until_look(looked, look)
+            if until is not None and until <= 0:
                 looked = monotonic()
                 more = await self._look(bus)
                 look = _LOOK_SECONDS[0] if more else min(_LOOK_SECONDS[1], look * 2)
 
-    def _until_look(self, looked: float, every: float) -> float:
+    def _until_look(self, looked: float, every: float) -> float | None:
         # Never, when nothing waits to be counted.
-        return looked + every - monotonic() if self.journal.uncounted_bytes else inf
+        return looked + every - monotonic() if self.journal.uncounted_bytes else None
 
     async def _look(self, bus: Bus) -> bool:
         # What is counted leaves the stream, from its beginning on.
@@ -164,7 +163,7 @@ class Meter:
         # batch's name, and what was counted already is not counted again.
         self._life += 1
         if self.journal.again():
-            self._some.set()
+            self._some.ring()
 
     async def _flush(self, bus: Bus) -> None:
         if not bus.connected:

@@ -28,7 +28,6 @@ async def probe_failed(gateway: Gateway) -> None:
     async with anyio.create_task_group() as group:
         while True:
             await gateway.urgent.wait()
-            gateway.urgent.clear()
             while failed := [
                 (route, endpoint)
                 for route in gateway.table.routes()
