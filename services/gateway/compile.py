@@ -32,7 +32,7 @@ MODULES = (
         "protocol",
     ),
     *("quick", "recall", "recorder", "relay", "rerouting", "sse", "stats", "sticky", "sweep", "table"),
-    *("typed", "upstream", "usage", "usage_log", "usage_record", "wire"),
+    *("typed", "upstream", "usage", "usage_batches", "usage_log", "usage_record", "wire"),
 )
 
 _SETUP = """\

@@ -4,7 +4,6 @@ What the bus has taken stays in the journal until the bus has let go of it: a wo
 counts says that it is counted. A bus that comes back without its data gets all of that again.
 """
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from math import inf
 from pathlib import Path
@@ -25,12 +24,11 @@ from cortex_gateway.journal import Journal
 from cortex_gateway.open_requests import OpenRequests, left_open
 from cortex_gateway.recorder import Recorder, Records
 from cortex_gateway.settings import MeterSettings
+from cortex_gateway.usage_batches import batches
 from cortex_gateway.usage_record import Outcome, Source
 
 _log = get_logger("meter")
 
-BATCH_MAX = 500
-_BATCH_MAX_BYTES = 512 * 1024  # the bus takes messages of 1 MiB
 _RETRY_SECONDS = (0.25, 5.0)
 # How often the bus is asked what is counted: at first, and while nothing more is.
 _LOOK_SECONDS = (1.0, 15.0)
@@ -180,13 +178,13 @@ class Meter:
                 continue
             is_new = self.journal.is_new(segment)
             sequence = 0
-            for number, lines in enumerate(_batches(_records(data))):
+            for number, (count, records) in enumerate(batches(data)):
                 batch = f"{name}-{number}"
-                message = self._batch(batch, lines)
+                message = self._batch(batch, records)
                 taken = await bus.append(usage_subject(self._process), message, message_id=batch)
                 sequence = max(sequence, taken)
                 if is_new:
-                    self.records_sent += len(lines)
+                    self.records_sent += count
             if not sequence:
                 self.journal.remove(segment)
             elif life == self._life:
@@ -194,11 +192,11 @@ class Meter:
             else:
                 raise Unavailable("the connection was made anew meanwhile", code="bus.no_answer")
 
-    def _batch(self, name: str, lines: list[bytes]) -> Message:
+    def _batch(self, name: str, records: bytes) -> Message:
         head = self._encoder.encode(
             {"type": "cortex.usage_batch.v1", "gateway": self._process, "batch": name}
         )
-        return _Encoded(head[:-1] + b',"records":[' + b",".join(lines) + b"]}")
+        return _Encoded(b"".join((head[:-1], b',"records":[', records, b"]}")))
 
     def _count_left_open(self) -> None:
         finished = self.journal.finished()
@@ -216,31 +214,3 @@ class Meter:
             # Journalled now: dying before the folder goes would only count the same request id again.
             (folder / "open.table").unlink(missing_ok=True)
         self.journal.tidy()
-
-
-def _batches(records: list[bytes]) -> Iterator[list[bytes]]:
-    # The same records always come in the same batches, whose names say whether the bus has them. Whole
-    # slices, not one record after the other: this runs in the loop, where requests wait.
-    start = 0
-    while start < len(records):
-        batch = records[start : start + BATCH_MAX]
-        if sum(map(len, batch)) + len(batch) > _BATCH_MAX_BYTES:
-            batch = batch[: _count_within(batch)]
-        yield batch
-        start += len(batch)
-
-
-def _count_within(records: list[bytes]) -> int:
-    # How many from the first on go into one message: one at least, since no record is so large.
-    size = 0
-    for count, record in enumerate(records):
-        size += len(record)
-        if count and size > _BATCH_MAX_BYTES:
-            return count
-        size += 1
-    return len(records)
-
-
-def _records(data: bytes) -> list[bytes]:
-    # A line that a full disk or a crash of the host cut short is no record.
-    return [line for line in data.split(b"\n") if line.startswith(b"{") and line.endswith(b"}")]

@@ -257,7 +257,7 @@ HOT_PATHS: dict[bytes, HotPath] = {
             fit=_translated,
             answer=usage.of_completion,
         ),
-        HotPath("/v1/embeddings", "embeddings"),
+        HotPath("/v1/embeddings", "embeddings", answer=usage.of_vectors),
         HotPath(
             "/v1/responses",
             "chat",

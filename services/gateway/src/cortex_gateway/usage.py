@@ -1,6 +1,14 @@
 """Usage and what else the gateway wants of an answer that is no stream, in every API's spelling."""
 
+from typing import Final
+
 from cortex_gateway.completions import COMPLETION, OTHER, UNREADABLE, EndedChoice, EngineUsage
+
+_USAGE: Final = b'"usage":'
+_USAGE_BYTES: Final = len(_USAGE)
+_ABORT: Final = b'"abort"'
+_BACKSLASH: Final = 0x5C
+_NESTED_MAX: Final = 8
 
 
 class Answer:
@@ -19,17 +27,38 @@ _NOTHING = Answer(None)
 
 def of_completion(answer: bytes) -> Answer:
     """Of a chat completion or a completion."""
+    # vLLM ends what it gave up with status 200.
+    part = b"" if _ABORT in answer else usage_part(answer)
+    if part:
+        try:
+            usage = COMPLETION.decode(part).usage
+        except UNREADABLE:
+            usage = None
+        if usage is not None:
+            return Answer(usage)
     try:
         found = COMPLETION.decode(answer)
     except UNREADABLE:
         return _NOTHING
     choices = found.choices
-    # vLLM ends what it gave up with status 200.
     return Answer(found.usage, aborted=choices is not None and _aborted(choices))
 
 
 def _aborted(choices: list[EndedChoice]) -> bool:
     return bool(choices) and choices[0].finish_reason == "abort"
+
+
+def of_vectors(answer: bytes) -> Answer:
+    """Of embeddings, which are so many numbers that to pass over them holds up everybody else."""
+    part = usage_part(answer)
+    if part:
+        try:
+            usage = OTHER.decode(part).usage
+        except UNREADABLE:
+            usage = None
+        if usage is not None:
+            return Answer(usage.counted())
+    return of_other(answer)
 
 
 def of_other(answer: bytes) -> Answer:
@@ -47,3 +76,25 @@ def of_other(answer: bytes) -> Answer:
 def of_nothing(answer: bytes) -> Answer:
     """Of an answer that repeats what was counted already."""
     return _NOTHING
+
+
+def usage_part(answer: bytes) -> bytes:
+    """What is before `usage` in a valid answer or what is behind it, whichever is less, as an object with it.
+
+    To pass over a text or numbers as JSON takes a hundred times as long as to search them. That the part is
+    one object says that `usage` is a field of the outermost one: that of another would leave a bracket too
+    many, or too few. Empty: there is none, or it is spelled in another way.
+    """
+    at = answer.rfind(_USAGE)
+    # In a text it would have a backslash before its second quote; before its first, it ends a name.
+    if at < 1 or answer[at - 1] == _BACKSLASH:
+        return b""
+    if len(answer) - at <= at:
+        return b"{" + answer[at:]
+    end = answer.find(b"}", at)
+    for _ in range(_NESTED_MAX):
+        value = answer[at + _USAGE_BYTES : end + 1]
+        if end < 0 or value.count(b"{") <= value.count(b"}"):
+            break
+        end = answer.find(b"}", end + 1)
+    return answer[: end + 1] + b"}" if end >= 0 else b""

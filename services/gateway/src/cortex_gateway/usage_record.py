@@ -10,6 +10,9 @@ type Source = Literal["engine", "counted", "estimated"]
 
 _KNOWN_MAX: Final = 1024
 _MICRO: Final = 1_000_000
+_MILLI: Final = 1_000
+# Compiled, a look into a list costs a tenth of what a format does.
+_THREE: Final = [b"%03d" % number for number in range(_MILLI)]
 
 
 class UsageRecord:
@@ -159,11 +162,12 @@ class RecordWriter:
                 self._second = second
                 self._date = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
             # The id first: whoever reads a journal for ids alone finds it there.
-            micros = _padded(int((record.started - second) * _MICRO))
-            beginning = b'{"request_id":"%b","started_at":"%b.%bZ",%b' % (
+            micros = int((record.started - second) * _MICRO)
+            beginning = b'{"request_id":"%b","started_at":"%b.%b%bZ",%b' % (
                 record.request_id.encode(),
                 self._date,
-                micros,
+                _THREE[micros // _MILLI],
+                _THREE[micros % _MILLI],
                 self._common(record),
             )
             record.beginning = beginning
@@ -207,8 +211,5 @@ def _seconds(seconds: float) -> bytes:
     micros = int(seconds * _MICRO + 0.5)
     if micros < 0:
         return b"0.0"
-    return b"%d.%b" % (micros // _MICRO, _padded(micros % _MICRO))
-
-
-def _padded(micros: int) -> bytes:
-    return (b"%d" % (_MICRO + micros))[1:]
+    whole, micros = micros // _MICRO, micros % _MICRO
+    return b"%d.%b%b" % (whole, _THREE[micros // _MILLI], _THREE[micros % _MILLI])
