@@ -27,9 +27,9 @@ _NOTHING = Answer(None)
 
 def of_completion(answer: bytes) -> Answer:
     """Of a chat completion or a completion."""
-    # vLLM ends what it gave up with status 200.
-    part = b"" if _ABORT in answer else usage_part(answer)
-    if part:
+    # vLLM ends what it gave up with status 200. Compiled, `in` costs three times what `find` does.
+    part = usage_part(answer)
+    if part and answer.find(_ABORT) < 0:
         try:
             usage = COMPLETION.decode(part).usage
         except UNREADABLE:
