@@ -38,7 +38,7 @@ def gist_of(pieces: list[Piece], start: int, stop: int) -> bytes:
 
 
 def _cut(body: Piece, end: int, size: int, kept: list[Piece]) -> None:
-    # From `end` to `size`. Of each piece its end is kept if that is in a long text, and some of its beginning.
+    # From `end` to `size`. Of each piece the beginning is kept, and the end if it is in a long text.
     find = body.find
     position = end + _PIECE_BYTES
     while position + _PIECE_BYTES <= size:
@@ -49,7 +49,7 @@ def _cut(body: Piece, end: int, size: int, kept: list[Piece]) -> None:
         quote = find(b'"', piece_end, size)
         if quote < 0:
             quote = size
-        # All of it since the last quote is one stretch, unless that quote's backslash may be in another piece.
+        # From the quote before on it is one stretch, unless that quote's backslash may be in another piece.
         before = body.rfind(b'"', end, position)
         begin = before + 1 if before >= _ESCAPE_BYTES else position
         start, until = _after_escape(body, begin), _before_quote(body, quote)
