@@ -111,6 +111,15 @@ def test_little_is_read_of_a_long_answer(first: bool) -> None:
     )
 
 
+def test_in_the_middle_of_a_long_answer_it_is_found_as_well() -> None:
+    long = ["x" * 5000]
+    answer = json.dumps({"a": long, "usage": _COUNTED, "b": long}, separators=(",", ":")).encode()
+    assert not usage_part(answer)
+    found = usage.of_completion(answer).usage
+    assert found is not None
+    assert found.completion_tokens == 5
+
+
 def test_every_beginning_of_an_answer_is_no_reason_to_fail() -> None:
     answer = json.dumps({"id": "r", "usage": _COUNTED, "data": ["x" * 99]}, separators=(",", ":")).encode()
     for start, stop in itertools.combinations(range(0, len(answer) + 1, 3), 2):

@@ -9,6 +9,7 @@ _USAGE_BYTES: Final = len(_USAGE)
 _ABORT: Final = b'"abort"'
 _BACKSLASH: Final = 0x5C
 _NESTED_MAX: Final = 8
+_NEAR_BYTES: Final = 4096
 
 
 class Answer:
@@ -85,7 +86,10 @@ def usage_part(answer: bytes) -> bytes:
     one object says that `usage` is a field of the outermost one: that of another would leave a bracket too
     many, or too few. Empty: there is none, or it is spelled in another way.
     """
-    at = answer.rfind(_USAGE)
+    # It stands near the end, or near the beginning.
+    at = answer.rfind(_USAGE, max(0, len(answer) - _NEAR_BYTES))
+    if at < 0:
+        at = answer.find(_USAGE, 0, _NEAR_BYTES)
     # In a text it would have a backslash before its second quote; before its first, it ends a name.
     if at < 1 or answer[at - 1] == _BACKSLASH:
         return b""
