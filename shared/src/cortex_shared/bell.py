@@ -35,7 +35,7 @@ class Bell:
             return await waiter
         except asyncio.CancelledError:
             # Rung in the same moment: for the next who waits.
-            self._rung = waiter.done() and not waiter.cancelled() and waiter.result()
+            self._rung = self._rung or (waiter.done() and not waiter.cancelled() and waiter.result())
             raise
         finally:
             self._waiter = None

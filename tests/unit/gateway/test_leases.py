@@ -163,6 +163,30 @@ async def test_nothing_is_asked_twice_at_a_time() -> None:
         settling.cancel()
 
 
+async def test_what_went_along_with_a_look_that_was_cancelled_is_settled_soon() -> None:
+    limiter, store = Limiter(LimitSettings(), asyncio.get_running_loop()), _Total()
+    limiter.share(store)
+    async with asyncio.TaskGroup() as group:
+        settling = group.create_task(limiter.run())
+        used = _Used(limiter)
+        await limiter.look()
+        await asyncio.sleep(0)
+        used.calm = False
+        used.use()
+        store.may.clear()
+        look = group.create_task(limiter.look())
+        while store.looks != [0, 1]:
+            await asyncio.sleep(0)
+        look.cancel()
+        await asyncio.wait([look])
+        store.may.set()
+        async with asyncio.timeout(10):
+            while used.total < 1:
+                await asyncio.sleep(0.01)
+        assert store.settlements == [1]
+        settling.cancel()
+
+
 async def test_what_a_look_could_not_settle_is_settled_later() -> None:
     limiter, store = Limiter(LimitSettings(), asyncio.get_running_loop()), _Total()
     limiter.share(store)

@@ -288,6 +288,13 @@ class Limiter:
             self._lost(error)
             self._put_off(batch)
             return None
+        except asyncio.CancelledError:
+            # By what else is heard from the store, which looks again: what went along is settled soon.
+            for limits in batch:
+                limits.dirty = True
+                self._dirty[limits] = True
+                self.soon(limits)
+            raise
         sharing = self.sharing
         count = max(1, seen.gateways)
         if seen.now < seen.epoch + _YOUNG_SECONDS:
