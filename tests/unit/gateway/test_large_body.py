@@ -46,6 +46,19 @@ def _fields(said: Wanted) -> dict[str, Any]:
     return {name: getattr(said, name) for name in Wanted.__struct_fields__}
 
 
+def test_memory_that_was_read_to_does_not_grow() -> None:
+    incoming, piece = Incoming(), bytearray(b"r" * 100)
+    for _ in range(2000):
+        incoming.add(b"a")
+    incoming.parts.append(piece)  # as LargeReads does it
+    incoming.stop = len(piece)
+    for _ in range(2000):
+        incoming.add(b"b")
+    assert len(piece) == 100
+    assert len(incoming.parts) < 1100
+    assert b"".join(incoming.parts) == b"a" * 2000 + piece + b"b" * 2000
+
+
 @settings(max_examples=200)
 @given(_bodies())
 def test_what_is_read_and_sent_is_the_body(both: tuple[bytes, LargeBody]) -> None:

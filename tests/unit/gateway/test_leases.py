@@ -1,7 +1,8 @@
 """Limiter: how many gateways share a limit, and when what was used is settled."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 
 from cortex_gateway.leases import Limiter
 from cortex_gateway.settings import LimitSettings
@@ -120,12 +121,18 @@ class _Used:
         """It is no share."""
 
 
-async def test_what_was_used_is_settled_with_the_next_look() -> None:
+@asynccontextmanager
+async def _settling() -> AsyncGenerator[tuple[Limiter, _Total, _Used]]:
     limiter, store = Limiter(LimitSettings(), asyncio.get_running_loop()), _Total()
     limiter.share(store)
-    async with asyncio.TaskGroup() as group:
-        settling = group.create_task(limiter.run())
-        used = _Used(limiter)
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        running = group.create_task(limiter.run())
+        yield limiter, store, _Used(limiter)
+        running.cancel()
+
+
+async def test_what_was_used_is_settled_with_the_next_look() -> None:
+    async with _settling() as (limiter, store, used):
         assert await limiter.look(["a", "b"]) == [b"a", b"b"]
         await asyncio.sleep(0)
         for count in range(1, 4):
@@ -136,15 +143,10 @@ async def test_what_was_used_is_settled_with_the_next_look() -> None:
         assert (store.looks, store.settlements) == ([0, 1, 1, 1], [])
         await limiter.look()
         assert store.looks[-1] == 0  # there is nothing
-        settling.cancel()
 
 
 async def test_nothing_is_asked_twice_at_a_time() -> None:
-    limiter, store = Limiter(LimitSettings(), asyncio.get_running_loop()), _Total()
-    limiter.share(store)
-    async with asyncio.TaskGroup() as group:
-        settling = group.create_task(limiter.run())
-        used = _Used(limiter)
+    async with _settling() as (limiter, store, used):
         await limiter.look()
         used.use()
         store.may.clear()
@@ -152,7 +154,7 @@ async def test_nothing_is_asked_twice_at_a_time() -> None:
         while not store.settlements:
             await asyncio.sleep(0)
         used.use()
-        look = group.create_task(limiter.look())
+        look = asyncio.ensure_future(limiter.look())
         while len(store.looks) == 1:
             await asyncio.sleep(0)
         assert store.looks == [0, 0]
@@ -160,39 +162,28 @@ async def test_nothing_is_asked_twice_at_a_time() -> None:
         await look
         while used.total < 2:
             await limiter.look()
-        settling.cancel()
 
 
 async def test_what_went_along_with_a_look_that_was_cancelled_is_settled_soon() -> None:
-    limiter, store = Limiter(LimitSettings(), asyncio.get_running_loop()), _Total()
-    limiter.share(store)
-    async with asyncio.TaskGroup() as group:
-        settling = group.create_task(limiter.run())
-        used = _Used(limiter)
+    async with _settling() as (limiter, store, used):
         await limiter.look()
         await asyncio.sleep(0)
         used.calm = False
         used.use()
         store.may.clear()
-        look = group.create_task(limiter.look())
+        look = asyncio.ensure_future(limiter.look())
         while store.looks != [0, 1]:
             await asyncio.sleep(0)
         look.cancel()
         await asyncio.wait([look])
         store.may.set()
-        async with asyncio.timeout(10):
-            while used.total < 1:
-                await asyncio.sleep(0.01)
+        while used.total < 1:
+            await asyncio.sleep(0.01)
         assert store.settlements == [1]
-        settling.cancel()
 
 
 async def test_what_a_look_could_not_settle_is_settled_later() -> None:
-    limiter, store = Limiter(LimitSettings(), asyncio.get_running_loop()), _Total()
-    limiter.share(store)
-    async with asyncio.TaskGroup() as group:
-        settling = group.create_task(limiter.run())
-        used = _Used(limiter)
+    async with _settling() as (limiter, store, used):
         await limiter.look()
         used.use()
         store.away = True
@@ -205,4 +196,3 @@ async def test_what_a_look_could_not_settle_is_settled_later() -> None:
         while used.total < 2:
             await asyncio.sleep(0)
         assert store.settlements == [1]
-        settling.cancel()

@@ -110,10 +110,10 @@ class Incoming:
     def add(self, piece: bytes) -> None:
         """Keep a piece of the body. Of chunks of two bytes each, a list would take 30 times their size."""
         parts = self.parts
-        self.stop = 0
+        read_there, self.stop = self.stop > 0, 0
         if len(parts) < _PARTS_MAX:
             parts.append(piece)
-        elif len(parts) == _PARTS_MAX:
+        elif len(parts) == _PARTS_MAX or read_there:
             parts.append(bytearray(piece))
         else:
             cast("bytearray", parts[-1]).extend(piece)

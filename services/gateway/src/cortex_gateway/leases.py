@@ -286,15 +286,9 @@ class Limiter:
                     seen = await store.look([ask for asks in asked for ask in asks], keys)
         except (Unavailable, TimeoutError) as error:
             self._lost(error)
-            self._put_off(batch)
+            if batch:
+                self._decide_alone()
             return None
-        except asyncio.CancelledError:
-            # By what else is heard from the store, which looks again: what went along is settled soon.
-            for limits in batch:
-                limits.dirty = True
-                self._dirty[limits] = True
-                self.soon(limits)
-            raise
         sharing = self.sharing
         count = max(1, seen.gateways)
         if seen.now < seen.epoch + _YOUNG_SECONDS:
@@ -325,7 +319,9 @@ class Limiter:
             _log.warning("limits.left_unsettled", error=str(error) or type(error).__name__)
 
     async def _settle(self, batch: Sequence[Settling]) -> None:
-        if not self._away:
+        if self._away:
+            self._put_off(batch)
+        else:
             try:
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     await self._exchange(batch)
@@ -333,15 +329,14 @@ class Limiter:
                 self._lost(error)
             else:
                 return
-        self._put_off(batch)
+        self._decide_alone()
 
     def _put_off(self, batch: Sequence[Settling]) -> None:
-        # Until the store is there again.
+        # Until soon, or until the store is there again.
         for limits in batch:
             limits.dirty = True
             self._dirty[limits] = True
-        if batch:
-            self._decide_alone()
+            self.soon(limits)
 
     async def _exchange(self, batch: Sequence[Settling]) -> None:
         assert self._store is not None
@@ -351,7 +346,8 @@ class Limiter:
 
     @contextmanager
     def _asks(self, batch: Sequence[Settling]) -> Generator[list[Sequence[Ask]]]:
-        # What each of these asks the store, in whose answer the body returns.
+        # What each of these asks the store, whose answer the body waits for. Without one, also because
+        # whoever waits is cancelled, it is to be asked again.
         now = self._loop.time()
         asked = [limits.ask(now) for limits in batch]
         try:
@@ -359,6 +355,7 @@ class Limiter:
         except BaseException:
             for limits in batch:
                 limits.failed()
+            self._put_off(batch)
             raise
 
     def _tell(self, batch: Sequence[Settling], asked: list[Sequence[Ask]], settled: Settled) -> None:
